@@ -1,0 +1,113 @@
+// Fixed-width vectors as GCC and Clang offer them: `Vec<float, 8>` has the operators of a float.
+//
+// The width is the only thing that differs between instruction sets: the compiler turns the same source into
+// SSE, AVX2, AVX-512 or NEON instructions. Not included by CUDA sources, whose lanes are threads.
+#pragma once
+
+#include "qualifiers.h"
+
+namespace sacfast::SACFAST_ISA {
+
+template <class T, int N>
+struct VecOf {
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+};
+template <class T, int N>
+using Vec = typename VecOf<T, N>::type;
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+constexpr int kFloats = kVectorBytes / 4;  // float lanes of the native vector
+using VecF = Vec<float, kFloats>;
+using VecI = Vec<std::int32_t, kFloats>;
+using VecU = Vec<std::uint32_t, kFloats>;
+using VecU64 = Vec<std::uint64_t, kFloats / 2>;
+
+template <class To, class From>
+SACFAST_HD To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast: sizes differ");
+  To to;
+  __builtin_memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+// How many scalars a V holds, and of which type: V is a vector, or a plain float or double.
+template <class V>
+struct LanesOf {
+  using Scalar = V;
+  static constexpr int count = 1;
+};
+template <>
+struct LanesOf<VecF> {
+  using Scalar = float;
+  static constexpr int count = kFloats;
+};
+
+// The widest V that carries T on this instruction set; double stays scalar (it serves tests and gradcheck).
+template <class T>
+struct Widest {
+  using type = T;
+};
+template <>
+struct Widest<float> {
+  using type = VecF;
+};
+
+template <class V>
+SACFAST_HD V broadcast(typename LanesOf<V>::Scalar value) {
+  return V{} + value;
+}
+
+template <class V>
+SACFAST_HD V load(const typename LanesOf<V>::Scalar* from) {
+  V value;
+  __builtin_memcpy(&value, from, sizeof(V));
+  return value;
+}
+
+template <class V>
+SACFAST_HD void store(typename LanesOf<V>::Scalar* to, V value) {
+  __builtin_memcpy(to, &value, sizeof(V));
+}
+
+// The first `count` lanes only, at the ragged end of an array; the other lanes are zero.
+template <class V>
+SACFAST_HD V load_partial(const typename LanesOf<V>::Scalar* from, std::int64_t count) {
+  V value{};
+  __builtin_memcpy(&value, from, static_cast<std::size_t>(count) * sizeof(*from));
+  return value;
+}
+
+template <class V>
+SACFAST_HD void store_partial(typename LanesOf<V>::Scalar* to, V value, std::int64_t count) {
+  __builtin_memcpy(to, &value, static_cast<std::size_t>(count) * sizeof(*to));
+}
+
+// Calls body(first_index, loader, storer) for every vector of an array of n scalars, the ragged last one included.
+template <class V>
+struct FullVector {
+  SACFAST_HD V load(const typename LanesOf<V>::Scalar* from) const { return SACFAST_ISA::load<V>(from); }
+  SACFAST_HD void store(typename LanesOf<V>::Scalar* to, V value) const { SACFAST_ISA::store<V>(to, value); }
+};
+template <class V>
+struct PartialVector {
+  std::int64_t count;
+  SACFAST_HD V load(const typename LanesOf<V>::Scalar* from) const { return load_partial<V>(from, count); }
+  SACFAST_HD void store(typename LanesOf<V>::Scalar* to, V value) const { store_partial<V>(to, value, count); }
+};
+
+template <class V, class Body>
+SACFAST_HD void for_each_vector(std::int64_t n, Body body) {
+  constexpr std::int64_t width = LanesOf<V>::count;
+  std::int64_t i = 0;
+  for (; i + width <= n; i += width) body(i, FullVector<V>{});
+  if (i < n) body(i, PartialVector<V>{n - i});
+}
+
+}  // namespace sacfast::SACFAST_ISA

@@ -1,0 +1,248 @@
+// What the bindings of all ops share: argument checks whose messages name the argument, views of tensors as the
+// kernels' Strided matrices, and the choice of T from a tensor's dtype.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/functions/basic_ops.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "../core/strided.h"
+
+#if defined(SACFAST_WITH_CUDA)
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+#endif
+
+namespace sacfast {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// An argument with the name that errors give it.
+struct Argument {
+  const char* name;
+  const Tensor& tensor;
+};
+
+inline bool given(const OptionalTensor& tensor) { return tensor.has_value() && tensor->defined(); }
+
+// CPU: float32 and float64. CUDA: float16 and bfloat16 too.
+inline void check_dtype(const Argument& argument) {
+  const at::ScalarType dtype = argument.tensor.scalar_type();
+  if (dtype == at::kFloat || dtype == at::kDouble) return;
+  const bool is_half = dtype == at::kHalf || dtype == at::kBFloat16;
+  TORCH_CHECK_TYPE(is_half && argument.tensor.is_cuda(), argument.name,
+                   argument.tensor.is_cuda() ? ": expected dtype float32, float64, float16 or bfloat16, got "
+                                             : ": expected dtype float32 or float64 on the CPU, got ",
+                   dtype);
+}
+
+inline void check_same_dtype_and_device(const Argument& argument, const Argument& like) {
+  TORCH_CHECK_TYPE(argument.tensor.scalar_type() == like.tensor.scalar_type(), argument.name, ": expected dtype ",
+                   like.tensor.scalar_type(), " like ", like.name, ", got ", argument.tensor.scalar_type());
+  TORCH_CHECK_VALUE(argument.tensor.device() == like.tensor.device(), argument.name, ": expected device ",
+                    like.tensor.device(), " like ", like.name, ", got ", argument.tensor.device());
+}
+
+// For inputs through which no gradient is defined: an error instead of a gradient that silently is zero.
+inline void check_no_grad(const char* name, const OptionalTensor& tensor) {
+  TORCH_CHECK_VALUE(!given(tensor) || !tensor->requires_grad(), name,
+                    ": expected a tensor without requires_grad, because no gradient flows through it (detach it), got "
+                    "one that requires grad");
+}
+
+// The common shape of the arguments by PyTorch's broadcasting rules.
+inline std::vector<std::int64_t> broadcast_shape(const std::vector<Argument>& arguments) {
+  std::vector<std::int64_t> shape = arguments.front().tensor.sizes().vec();
+  for (const Argument& argument : arguments) {
+    const at::IntArrayRef sizes = argument.tensor.sizes();
+    if (sizes.size() > shape.size()) shape.insert(shape.begin(), sizes.size() - shape.size(), 1);
+    for (std::size_t i = 0; i < sizes.size(); ++i) {
+      std::int64_t& size = shape[shape.size() - sizes.size() + i];
+      TORCH_CHECK_VALUE(sizes[i] == size || sizes[i] == 1 || size == 1, argument.name,
+                        ": expected a shape that broadcasts with ", arguments.front().name, " ",
+                        arguments.front().tensor.sizes(), ", got ", sizes);
+      if (size == 1) size = sizes[i];
+    }
+  }
+  return shape;
+}
+
+template <class T>
+T* pointer(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+// A tensor whose last dimension gives the columns and whose leading dimensions are merged into rows. Where their
+// strides cannot be merged, it is copied; `owner` keeps the copy alive.
+struct MatrixView {
+  Tensor owner;
+  std::int64_t row_stride = 0;
+  std::int64_t col_stride = 0;
+
+  template <class T>
+  Strided<T> as() const {
+    return {pointer<T>(owner), row_stride, col_stride};
+  }
+};
+
+inline MatrixView as_matrix(Tensor tensor) {
+  const auto merge = [](const Tensor& t, std::int64_t& row_stride) {
+    std::int64_t expected = 0;  // the stride that the next outer dimension must have
+    row_stride = 0;
+    for (std::int64_t d = t.dim() - 2; d >= 0; --d) {
+      if (t.size(d) == 1) continue;
+      if (row_stride == 0 && expected == 0) {
+        row_stride = t.stride(d);
+      } else if (t.stride(d) != expected) {
+        return false;
+      }
+      expected = t.stride(d) * t.size(d);
+      if (expected == 0 && d > 0) {
+        // A broadcast dimension merges only with further broadcast ones.
+        for (std::int64_t outer = d - 1; outer >= 0; --outer) {
+          if (t.size(outer) != 1 && t.stride(outer) != 0) return false;
+        }
+        return true;
+      }
+    }
+    return true;
+  };
+  std::int64_t row_stride = 0;
+  if (!merge(tensor, row_stride)) {
+    tensor = tensor.contiguous();
+    merge(tensor, row_stride);
+  }
+  const std::int64_t col_stride = tensor.dim() > 0 ? tensor.stride(-1) : 0;
+  return {std::move(tensor), row_stride, col_stride};
+}
+
+// Calls body(T{}) with the kernel type of the tensor's dtype.
+template <class Body>
+void with_kernel_type(const Tensor& tensor, Body body) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat:
+      return body(float{});
+    case at::kDouble:
+      return body(double{});
+#if defined(SACFAST_WITH_CUDA)
+    case at::kHalf:
+      return body(__half{});
+    case at::kBFloat16:
+      return body(__nv_bfloat16{});
+#endif
+    default:
+      TORCH_CHECK_TYPE(false, "no kernel for dtype ", tensor.scalar_type());
+  }
+}
+
+template <class T>
+constexpr bool kOnCpu = std::is_same_v<T, float> || std::is_same_v<T, double>;
+
+// Elements of work below which a second thread costs more than it saves.
+constexpr std::int64_t kGrainElements = 16384;
+
+// Makes the tensor's device current while it lives.
+#if defined(SACFAST_WITH_CUDA)
+class DeviceOf {
+ public:
+  explicit DeviceOf(const Tensor& tensor) : guard_(tensor.is_cuda() ? std::optional(tensor.device()) : std::nullopt) {}
+
+ private:
+  c10::cuda::OptionalCUDAGuard guard_;
+};
+
+inline void* current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
+
+inline void check_launch(const char* op, int status) {
+  TORCH_CHECK(status == 0, op, ": CUDA launch failed: ", cudaGetErrorString(static_cast<cudaError_t>(status)));
+}
+#else
+class DeviceOf {
+ public:
+  explicit DeviceOf(const Tensor&) {}
+};
+#endif
+
+// Runs the kernel `function` for `extent` units of work on the tensor's device: on the CPU shared among torch's
+// threads, at least `grain` units each.
+#define SACFAST_RUN_CPU(function, T, params, extent, grain)                                                          \
+  if constexpr (kOnCpu<T>) {                                                                                         \
+    at::parallel_for(0, extent, grain,                                                                               \
+                     [&](std::int64_t begin, std::int64_t end) { SACFAST_CALL_CPU(function, params, begin, end); }); \
+  }
+#if defined(SACFAST_WITH_CUDA)
+#define SACFAST_RUN(function, tensor, T, params, extent, grain)             \
+  do {                                                                      \
+    if ((tensor).is_cuda()) {                                               \
+      check_launch(#function, cuda::function<T>(params, current_stream())); \
+    } else {                                                                \
+      SACFAST_RUN_CPU(function, T, params, extent, grain)                   \
+    }                                                                       \
+  } while (false)
+#else
+#define SACFAST_RUN(function, tensor, T, params, extent, grain) \
+  do {                                                          \
+    SACFAST_RUN_CPU(function, T, params, extent, grain)         \
+  } while (false)
+#endif
+
+// ---- Autograd ----
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+inline bool any_requires_grad(std::initializer_list<OptionalTensor> tensors) {
+  if (!at::GradMode::is_enabled()) return false;
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [](const OptionalTensor& tensor) { return given(tensor) && tensor->requires_grad(); });
+}
+
+inline OptionalTensor as_optional(const Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
+
+// The gradient of a broadcast argument is summed back to the argument's own shape.
+inline Tensor sum_to(const Tensor& gradient, const Tensor& argument) {
+  return at::sum_to(gradient, argument.sym_sizes());
+}
+
+// Marks the results of a backward op so that differentiating them again raises instead of giving zeros.
+inline std::vector<Tensor> once_differentiable(const char* op, std::vector<Tensor> gradients) {
+  for (Tensor& gradient : gradients) {
+    if (gradient.defined()) gradient.requires_grad_();
+  }
+  auto error = std::make_shared<torch::autograd::DelayedError>(
+      std::string(op) + ": its gradient cannot be differentiated again (double backward)",
+      static_cast<std::int64_t>(gradients.size()));
+  return (*error)(std::move(gradients));
+}
+
+// ---- Autocast ----
+
+// Switches autocast off for a device while it lives, so that an op that has cast its inputs can call itself.
+class NoAutocast {
+ public:
+  explicit NoAutocast(c10::DeviceType device)
+      : guard_(at::autocast::get_autocast_dispatch_key_from_device_type(device)) {}
+
+ private:
+  c10::impl::ExcludeDispatchKeyGuard guard_;
+};
+
+}  // namespace sacfast

@@ -1,0 +1,457 @@
+// Torch checks, schemas, autograd, and registration on CPU and CUDA.
+#include <ATen/CPUGeneratorImpl.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "../binding.h"
+#include "tanh_gaussian.h"
+
+#if defined(SACFAST_WITH_CUDA)
+#include <ATen/cuda/CUDAGeneratorImpl.h>
+#endif
+
+namespace sacfast {
+namespace {
+
+LogStdBounds parse_bounds(c10::string_view kind, double low, double high) {
+  if (kind == "none") return {LogStdBounding::kNone, 0.0, 0.0};
+  TORCH_CHECK_VALUE(kind == "clamp" || kind == "tanh", "log_std_bounding: expected 'none', 'clamp' or 'tanh', got '",
+                    kind, "'");
+  TORCH_CHECK_VALUE(low < high, "log_std_bounds: expected (low, high) with low < high, got (", low, ", ", high, ")");
+  return {kind == "clamp" ? LogStdBounding::kClamp : LogStdBounding::kTanh, low, high};
+}
+
+struct Shape {
+  std::vector<std::int64_t> full;     // [..., A]
+  std::vector<std::int64_t> leading;  // [...]
+  std::int64_t rows, cols;
+};
+
+Shape common_shape(const std::vector<Argument>& arguments) {
+  const Argument& first = arguments.front();
+  check_dtype(first);
+  for (const Argument& argument : arguments) {
+    TORCH_CHECK_VALUE(argument.tensor.dim() >= 1, argument.name, ": expected shape [..., A], got a 0-d tensor");
+    check_same_dtype_and_device(argument, first);
+  }
+  Shape shape;
+  shape.full = broadcast_shape(arguments);
+  shape.leading.assign(shape.full.begin(), shape.full.end() - 1);
+  shape.cols = shape.full.back();
+  shape.rows = 1;
+  for (const std::int64_t size : shape.leading) shape.rows *= size;
+  return shape;
+}
+
+MatrixView matrix_of(const Tensor& tensor, const Shape& shape) { return as_matrix(tensor.expand(shape.full)); }
+
+template <class T>
+Strided<T> optional_view(const std::optional<MatrixView>& view) {
+  return view.has_value() ? view->as<T>() : Strided<T>{};
+}
+
+// [A] scale as a dense tensor.
+OptionalTensor checked_scale(const OptionalTensor& scale, const Argument& like, std::int64_t cols) {
+  if (!given(scale)) return std::nullopt;
+  check_same_dtype_and_device({"action_scale", *scale}, like);
+  TORCH_CHECK_VALUE(scale->dim() == 1 && scale->size(0) == cols, "action_scale: expected shape [", cols, "], got ",
+                    scale->sizes());
+  return scale->contiguous();
+}
+
+template <class T>
+const T* scale_pointer(const OptionalTensor& scale) {
+  return scale.has_value() ? pointer<const T>(*scale) : nullptr;
+}
+
+// Rows that make a thread's share worth its start.
+std::int64_t row_grain(const Shape& shape) {
+  return std::max<std::int64_t>(1, kGrainElements / std::max<std::int64_t>(1, shape.cols));
+}
+
+void check_philox_state(const Tensor& state, const Tensor& mean) {
+  TORCH_CHECK_TYPE(state.scalar_type() == at::kLong, "generator: expected a state of dtype int64, got ",
+                   state.scalar_type());
+  TORCH_CHECK_VALUE(state.dim() == 1 && state.size(0) == 2 && state.is_contiguous(),
+                    "generator: expected a contiguous state [seed, offset] of shape [2], got ", state.sizes());
+  TORCH_CHECK_VALUE(state.device() == mean.device(), "generator: expected a state on ", mean.device(),
+                    " like mean, got ", state.device());
+}
+
+// Takes one stream of noise from the state, or from torch's generator.
+NoiseSource take_noise(const std::optional<at::Generator>& generator, const OptionalTensor& state, const Tensor& mean) {
+  NoiseSource source;
+  if (given(state)) {
+    check_philox_state(*state, mean);
+    std::int64_t* words = pointer<std::int64_t>(*state);
+    if (mean.is_cpu()) {
+      source.seed = static_cast<std::uint64_t>(words[0]);
+      source.offset = static_cast<std::uint64_t>(words[1]++);
+    } else {
+      source.seed_pointer = words;
+      source.offset_pointer = words + 1;
+    }
+    if (!state->is_inference()) state->unsafeGetTensorImpl()->bump_version();
+    return source;
+  }
+  if (generator.has_value()) {
+    TORCH_CHECK_VALUE(generator->device().type() == mean.device().type(), "generator: expected a generator on ",
+                      mean.device(), " like mean, got one on ", generator->device());
+  }
+  if (mean.is_cpu()) {
+    auto* torch_generator =
+        at::get_generator_or_default<at::CPUGeneratorImpl>(generator, at::detail::getDefaultCPUGenerator());
+    const std::lock_guard<std::mutex> lock(torch_generator->mutex_);
+    source.seed = torch_generator->random64();
+  }
+#if defined(SACFAST_WITH_CUDA)
+  else {
+    auto* torch_generator = at::get_generator_or_default<at::CUDAGeneratorImpl>(
+        generator, at::cuda::detail::getDefaultCUDAGenerator(mean.get_device()));
+    const std::lock_guard<std::mutex> lock(torch_generator->mutex_);
+    const at::PhiloxCudaState state_now = torch_generator->philox_cuda_state(4);
+    if (state_now.captured_) {
+      source.seed_pointer = reinterpret_cast<const std::int64_t*>(state_now.seed_.ptr);
+      source.offset_pointer = reinterpret_cast<const std::int64_t*>(state_now.offset_.ptr);
+      source.offset = state_now.offset_intragraph_;
+    } else {
+      source.seed = state_now.seed_.val;
+      source.offset = state_now.offset_.val;
+    }
+  }
+#endif
+  return source;
+}
+
+std::tuple<Tensor, Tensor, Tensor> rsample(const Tensor& mean, const Tensor& log_std, const OptionalTensor& noise,
+                                           std::optional<at::Generator> generator, const OptionalTensor& philox_state,
+                                           c10::string_view log_std_bounding, double low, double high,
+                                           const OptionalTensor& action_scale, bool save_noise) {
+  const Argument first{"mean", mean};
+  std::vector<Argument> arguments{first, {"log_std", log_std}};
+  if (given(noise)) arguments.push_back({"noise", *noise});
+  const Shape shape = common_shape(arguments);
+  const LogStdBounds bounds = parse_bounds(log_std_bounding, low, high);
+  const OptionalTensor scale = checked_scale(action_scale, first, shape.cols);
+  const DeviceOf guard(mean);
+  const MatrixView mean_view = matrix_of(mean, shape), log_std_view = matrix_of(log_std, shape);
+  std::optional<MatrixView> noise_view;
+  if (given(noise)) noise_view = matrix_of(*noise, shape);
+  const bool writes_noise = save_noise && !given(noise);
+  Tensor action = at::empty(shape.full, mean.options());
+  Tensor log_prob = at::empty(shape.leading, mean.options());
+  Tensor noise_out = writes_noise ? at::empty(shape.full, mean.options()) : at::empty({0}, mean.options());
+  const NoiseSource source = given(noise) ? NoiseSource{} : take_noise(generator, philox_state, mean);
+  if (shape.rows > 0 && shape.cols == 0) log_prob.zero_();
+  if (action.numel() > 0) {
+    with_kernel_type(mean, [&](auto zero) {
+      using T = decltype(zero);
+      const RsampleParams<T> params{shape.rows,
+                                    shape.cols,
+                                    mean_view.as<T>(),
+                                    log_std_view.as<T>(),
+                                    optional_view<T>(noise_view),
+                                    source,
+                                    bounds,
+                                    scale_pointer<T>(scale),
+                                    pointer<T>(action),
+                                    pointer<T>(log_prob),
+                                    writes_noise ? pointer<T>(noise_out) : nullptr};
+      SACFAST_RUN(tanh_gaussian_rsample, mean, T, params, shape.rows, row_grain(shape));
+    });
+  }
+#if defined(SACFAST_WITH_CUDA)
+  if (source.offset_pointer != nullptr && given(philox_state)) {
+    check_launch("tanh_gaussian_rsample",
+                 cuda::advance_philox_state(pointer<std::int64_t>(*philox_state), current_stream()));
+  }
+#endif
+  return {std::move(action), std::move(log_prob), std::move(noise_out)};
+}
+
+std::tuple<Tensor, Tensor> rsample_backward(const OptionalTensor& grad_action, const OptionalTensor& grad_log_prob,
+                                            const Tensor& mean, const Tensor& log_std, const Tensor& noise,
+                                            c10::string_view log_std_bounding, double low, double high,
+                                            const OptionalTensor& action_scale) {
+  const Argument first{"mean", mean};
+  const Shape shape = common_shape({first, {"log_std", log_std}, {"noise", noise}});
+  const LogStdBounds bounds = parse_bounds(log_std_bounding, low, high);
+  const OptionalTensor scale = checked_scale(action_scale, first, shape.cols);
+  const DeviceOf guard(mean);
+  std::optional<MatrixView> grad_action_view, grad_log_prob_view;
+  if (given(grad_action)) {
+    check_same_dtype_and_device({"grad_action", *grad_action}, first);
+    TORCH_CHECK_VALUE(grad_action->sizes() == at::IntArrayRef(shape.full), "grad_action: expected shape ",
+                      at::IntArrayRef(shape.full), ", got ", grad_action->sizes());
+    grad_action_view = matrix_of(*grad_action, shape);
+  }
+  if (given(grad_log_prob)) {
+    check_same_dtype_and_device({"grad_log_prob", *grad_log_prob}, first);
+    TORCH_CHECK_VALUE(grad_log_prob->sizes() == at::IntArrayRef(shape.leading), "grad_log_prob: expected shape ",
+                      at::IntArrayRef(shape.leading), ", got ", grad_log_prob->sizes());
+    grad_log_prob_view = matrix_of(grad_log_prob->unsqueeze(-1), shape);
+  }
+  const MatrixView mean_view = matrix_of(mean, shape), log_std_view = matrix_of(log_std, shape);
+  const MatrixView noise_view = matrix_of(noise, shape);
+  Tensor grad_mean = at::empty(shape.full, mean.options());
+  Tensor grad_log_std = at::empty(shape.full, mean.options());
+  if (grad_mean.numel() > 0) {
+    with_kernel_type(mean, [&](auto zero) {
+      using T = decltype(zero);
+      const RsampleBackwardParams<T> params{shape.rows,
+                                            shape.cols,
+                                            optional_view<T>(grad_action_view),
+                                            optional_view<T>(grad_log_prob_view),
+                                            mean_view.as<T>(),
+                                            log_std_view.as<T>(),
+                                            noise_view.as<T>(),
+                                            bounds,
+                                            scale_pointer<T>(scale),
+                                            pointer<T>(grad_mean),
+                                            pointer<T>(grad_log_std)};
+      SACFAST_RUN(tanh_gaussian_rsample_backward, mean, T, params, shape.rows, row_grain(shape));
+    });
+  }
+  return {std::move(grad_mean), std::move(grad_log_std)};
+}
+
+Tensor log_prob(const Tensor& pre_tanh, const Tensor& mean, const Tensor& log_std) {
+  const Shape shape = common_shape({{"pre_tanh", pre_tanh}, {"mean", mean}, {"log_std", log_std}});
+  const DeviceOf guard(mean);
+  const MatrixView z_view = matrix_of(pre_tanh, shape), mean_view = matrix_of(mean, shape);
+  const MatrixView log_std_view = matrix_of(log_std, shape);
+  Tensor result = at::empty(shape.leading, mean.options());
+  if (shape.cols == 0) return result.zero_();
+  if (result.numel() > 0) {
+    with_kernel_type(mean, [&](auto zero) {
+      using T = decltype(zero);
+      const LogProbParams<T> params{shape.rows,        shape.cols,           z_view.as<T>(),
+                                    mean_view.as<T>(), log_std_view.as<T>(), pointer<T>(result)};
+      SACFAST_RUN(tanh_gaussian_log_prob, mean, T, params, shape.rows, row_grain(shape));
+    });
+  }
+  return result;
+}
+
+std::tuple<Tensor, Tensor, Tensor> log_prob_backward(const Tensor& grad_log_prob, const Tensor& pre_tanh,
+                                                     const Tensor& mean, const Tensor& log_std) {
+  const Argument first{"pre_tanh", pre_tanh};
+  const Shape shape = common_shape({first, {"mean", mean}, {"log_std", log_std}});
+  check_same_dtype_and_device({"grad_log_prob", grad_log_prob}, first);
+  TORCH_CHECK_VALUE(grad_log_prob.sizes() == at::IntArrayRef(shape.leading), "grad_log_prob: expected shape ",
+                    at::IntArrayRef(shape.leading), ", got ", grad_log_prob.sizes());
+  const DeviceOf guard(mean);
+  const MatrixView grad_view = matrix_of(grad_log_prob.unsqueeze(-1), shape), z_view = matrix_of(pre_tanh, shape);
+  const MatrixView mean_view = matrix_of(mean, shape), log_std_view = matrix_of(log_std, shape);
+  Tensor grad_z = at::empty(shape.full, mean.options()), grad_mean = at::empty(shape.full, mean.options());
+  Tensor grad_log_std = at::empty(shape.full, mean.options());
+  if (grad_z.numel() > 0) {
+    with_kernel_type(mean, [&](auto zero) {
+      using T = decltype(zero);
+      const LogProbBackwardParams<T> params{
+          shape.rows,           shape.cols,         grad_view.as<T>(),     z_view.as<T>(),          mean_view.as<T>(),
+          log_std_view.as<T>(), pointer<T>(grad_z), pointer<T>(grad_mean), pointer<T>(grad_log_std)};
+      SACFAST_RUN(tanh_gaussian_log_prob_backward, mean, T, params, shape.rows, row_grain(shape));
+    });
+  }
+  return {std::move(grad_z), std::move(grad_mean), std::move(grad_log_std)};
+}
+
+// ---- Autograd -------------------------------------------------------------------------------------------------
+
+const auto& rsample_op() {
+  static const auto op = find_op<decltype(rsample)>("sacfast::tanh_gaussian_rsample");
+  return op;
+}
+const auto& rsample_backward_op() {
+  static const auto op = find_op<decltype(rsample_backward)>("sacfast::tanh_gaussian_rsample_backward");
+  return op;
+}
+const auto& log_prob_op() {
+  static const auto op = find_op<decltype(log_prob)>("sacfast::tanh_gaussian_log_prob");
+  return op;
+}
+const auto& log_prob_backward_op() {
+  static const auto op = find_op<decltype(log_prob_backward)>("sacfast::tanh_gaussian_log_prob_backward");
+  return op;
+}
+
+struct RsampleFunction : torch::autograd::Function<RsampleFunction> {
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx, const Tensor& mean,
+                                                const Tensor& log_std, const OptionalTensor& noise,
+                                                const std::optional<at::Generator>& generator,
+                                                const OptionalTensor& philox_state, const std::string& bounding,
+                                                double low, double high, const OptionalTensor& action_scale) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    auto [action, log_prob, drawn] = rsample_op().call(mean, log_std, noise, generator, philox_state, bounding, low,
+                                                       high, action_scale, /*save_noise=*/true);
+    ctx->save_for_backward(
+        {mean, log_std, given(noise) ? *noise : drawn, given(action_scale) ? *action_scale : Tensor()});
+    ctx->saved_data["bounding"] = bounding;
+    ctx->saved_data["low"] = low;
+    ctx->saved_data["high"] = high;
+    ctx->set_materialize_grads(false);
+    ctx->mark_non_differentiable({drawn});
+    return {action, log_prob, drawn};
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 const torch::autograd::variable_list& grads) {
+    torch::autograd::variable_list result(9);
+    if (!grads[0].defined() && !grads[1].defined()) return result;
+    const auto saved = ctx->get_saved_variables();
+    auto [grad_mean, grad_log_std] =
+        rsample_backward_op().call(as_optional(grads[0]), as_optional(grads[1]), saved[0], saved[1], saved[2],
+                                   ctx->saved_data["bounding"].toStringRef(), ctx->saved_data["low"].toDouble(),
+                                   ctx->saved_data["high"].toDouble(), as_optional(saved[3]));
+    result[0] = sum_to(grad_mean, saved[0]);
+    result[1] = sum_to(grad_log_std, saved[1]);
+    return result;
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> rsample_autograd(const Tensor& mean, const Tensor& log_std,
+                                                    const OptionalTensor& noise, std::optional<at::Generator> generator,
+                                                    const OptionalTensor& philox_state,
+                                                    c10::string_view log_std_bounding, double low, double high,
+                                                    const OptionalTensor& action_scale, bool save_noise) {
+  if (at::GradMode::is_enabled()) {
+    check_no_grad("noise", noise);
+    check_no_grad("action_scale", action_scale);
+    if (mean.requires_grad() || log_std.requires_grad()) {
+      auto out = RsampleFunction::apply(mean, log_std, noise, generator, philox_state, std::string(log_std_bounding),
+                                        low, high, action_scale);
+      return {out[0], out[1], out[2]};
+    }
+  }
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return rsample_op().call(mean, log_std, noise, generator, philox_state, log_std_bounding, low, high, action_scale,
+                           save_noise);
+}
+
+std::tuple<Tensor, Tensor> rsample_backward_autograd(const OptionalTensor& grad_action,
+                                                     const OptionalTensor& grad_log_prob, const Tensor& mean,
+                                                     const Tensor& log_std, const Tensor& noise,
+                                                     c10::string_view log_std_bounding, double low, double high,
+                                                     const OptionalTensor& action_scale) {
+  std::tuple<Tensor, Tensor> grads;
+  {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    grads = rsample_backward_op().call(grad_action, grad_log_prob, mean, log_std, noise, log_std_bounding, low, high,
+                                       action_scale);
+  }
+  if (!any_requires_grad({grad_action, grad_log_prob, mean, log_std})) return grads;
+  const auto once = once_differentiable("tanh_gaussian_rsample", {std::get<0>(grads), std::get<1>(grads)});
+  return {once[0], once[1]};
+}
+
+struct LogProbFunction : torch::autograd::Function<LogProbFunction> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& pre_tanh, const Tensor& mean,
+                        const Tensor& log_std) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({pre_tanh, mean, log_std});
+    return log_prob_op().call(pre_tanh, mean, log_std);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 const torch::autograd::variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    auto [grad_z, grad_mean, grad_log_std] = log_prob_backward_op().call(grads[0], saved[0], saved[1], saved[2]);
+    return {sum_to(grad_z, saved[0]), sum_to(grad_mean, saved[1]), sum_to(grad_log_std, saved[2])};
+  }
+};
+
+Tensor log_prob_autograd(const Tensor& pre_tanh, const Tensor& mean, const Tensor& log_std) {
+  if (any_requires_grad({pre_tanh, mean, log_std})) return LogProbFunction::apply(pre_tanh, mean, log_std);
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return log_prob_op().call(pre_tanh, mean, log_std);
+}
+
+std::tuple<Tensor, Tensor, Tensor> log_prob_backward_autograd(const Tensor& grad_log_prob, const Tensor& pre_tanh,
+                                                              const Tensor& mean, const Tensor& log_std) {
+  std::tuple<Tensor, Tensor, Tensor> grads;
+  {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    grads = log_prob_backward_op().call(grad_log_prob, pre_tanh, mean, log_std);
+  }
+  if (!any_requires_grad({grad_log_prob, pre_tanh, mean, log_std})) return grads;
+  const auto once =
+      once_differentiable("tanh_gaussian_log_prob", {std::get<0>(grads), std::get<1>(grads), std::get<2>(grads)});
+  return {once[0], once[1], once[2]};
+}
+
+// ---- Autocast: the density needs float32, as torch's own log-probabilities do ----------------------------------
+
+template <c10::DeviceType kDevice>
+std::tuple<Tensor, Tensor, Tensor> rsample_autocast(const Tensor& mean, const Tensor& log_std,
+                                                    const OptionalTensor& noise, std::optional<at::Generator> generator,
+                                                    const OptionalTensor& philox_state,
+                                                    c10::string_view log_std_bounding, double low, double high,
+                                                    const OptionalTensor& action_scale, bool save_noise) {
+  const NoAutocast no_autocast(kDevice);
+  const auto cast = [](const auto& tensor) { return at::autocast::cached_cast(at::kFloat, tensor, kDevice); };
+  return rsample_op().call(cast(mean), cast(log_std), cast(noise), generator, philox_state, log_std_bounding, low, high,
+                           cast(action_scale), save_noise);
+}
+
+template <c10::DeviceType kDevice>
+Tensor log_prob_autocast(const Tensor& pre_tanh, const Tensor& mean, const Tensor& log_std) {
+  const NoAutocast no_autocast(kDevice);
+  const auto cast = [](const Tensor& tensor) { return at::autocast::cached_cast(at::kFloat, tensor, kDevice); };
+  return log_prob_op().call(cast(pre_tanh), cast(mean), cast(log_std));
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(sacfast, m) {
+  m.def(
+      "tanh_gaussian_rsample(Tensor mean, Tensor log_std, Tensor? noise, Generator? generator, "
+      "Tensor(a!)? philox_state, str log_std_bounding, float log_std_low, float log_std_high, Tensor? action_scale, "
+      "bool save_noise) -> (Tensor action, Tensor log_prob, Tensor noise)",
+      {at::Tag::nondeterministic_seeded, at::Tag::pt2_compliant_tag});
+  m.def(
+      "tanh_gaussian_rsample_backward(Tensor? grad_action, Tensor? grad_log_prob, Tensor mean, Tensor log_std, "
+      "Tensor noise, str log_std_bounding, float log_std_low, float log_std_high, Tensor? action_scale) "
+      "-> (Tensor grad_mean, Tensor grad_log_std)",
+      {at::Tag::pt2_compliant_tag});
+  m.def("tanh_gaussian_log_prob(Tensor pre_tanh, Tensor mean, Tensor log_std) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def(
+      "tanh_gaussian_log_prob_backward(Tensor grad_log_prob, Tensor pre_tanh, Tensor mean, Tensor log_std) "
+      "-> (Tensor grad_pre_tanh, Tensor grad_mean, Tensor grad_log_std)",
+      {at::Tag::pt2_compliant_tag});
+}
+
+#define SACFAST_REGISTER(key)                                     \
+  TORCH_LIBRARY_IMPL(sacfast, key, m) {                           \
+    m.impl("tanh_gaussian_rsample", rsample);                     \
+    m.impl("tanh_gaussian_rsample_backward", rsample_backward);   \
+    m.impl("tanh_gaussian_log_prob", log_prob);                   \
+    m.impl("tanh_gaussian_log_prob_backward", log_prob_backward); \
+  }
+SACFAST_REGISTER(CPU)
+#if defined(SACFAST_WITH_CUDA)
+SACFAST_REGISTER(CUDA)
+#endif
+#undef SACFAST_REGISTER
+
+TORCH_LIBRARY_IMPL(sacfast, Autograd, m) {
+  m.impl("tanh_gaussian_rsample", rsample_autograd);
+  m.impl("tanh_gaussian_rsample_backward", rsample_backward_autograd);
+  m.impl("tanh_gaussian_log_prob", log_prob_autograd);
+  m.impl("tanh_gaussian_log_prob_backward", log_prob_backward_autograd);
+}
+
+TORCH_LIBRARY_IMPL(sacfast, AutocastCPU, m) {
+  m.impl("tanh_gaussian_rsample", rsample_autocast<c10::DeviceType::CPU>);
+  m.impl("tanh_gaussian_log_prob", log_prob_autocast<c10::DeviceType::CPU>);
+}
+
+TORCH_LIBRARY_IMPL(sacfast, Autocast, m) {
+  m.impl("tanh_gaussian_rsample", rsample_autocast<c10::DeviceType::CUDA>);
+  m.impl("tanh_gaussian_log_prob", log_prob_autocast<c10::DeviceType::CUDA>);
+}
+
+}  // namespace sacfast

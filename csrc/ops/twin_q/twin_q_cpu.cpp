@@ -1,0 +1,89 @@
+// CPU twin, compiled once for each instruction set.
+#include "twin_q.h"
+
+#include "../../core/bellman.h"
+#include "../../core/simd.h"
+#include "../../core/tile.h"
+
+namespace sacfast::SACFAST_ISA {
+namespace {
+
+template <class T>
+struct Scratch {
+  T reward[kTileElements], terminated[kTileElements], q1[kTileElements], q2[kTileElements], log_prob[kTileElements];
+  T alpha[kTileElements], gamma[kTileElements], grad[kTileElements];
+};
+
+// One tile of every input as dense arrays.
+template <class T>
+struct Tile {
+  const T *reward, *terminated, *q1, *q2, *log_prob, *alpha, *gamma;
+};
+
+template <class T>
+const T* tile_or_value(const Strided<T>& view, double value, std::int64_t first, std::int64_t count, T* scratch) {
+  if (view.data != nullptr) return dense_tile(view, first, count, 0, 1, scratch);
+  for (std::int64_t i = 0; i < count; ++i) scratch[i] = static_cast<T>(value);
+  return scratch;
+}
+
+template <class T>
+Tile<T> load_tile(const TwinQParams<T>& p, std::int64_t first, std::int64_t count, Scratch<T>& scratch) {
+  return {p.reward.data != nullptr ? dense_tile(p.reward, first, count, 0, 1, scratch.reward) : nullptr,
+          p.terminated_mask.data != nullptr ? dense_tile(p.terminated_mask, first, count, 0, 1, scratch.terminated)
+                                            : dense_tile(p.terminated, first, count, 0, 1, scratch.terminated),
+          dense_tile(p.next_q1, first, count, 0, 1, scratch.q1),
+          dense_tile(p.next_q2, first, count, 0, 1, scratch.q2),
+          dense_tile(p.next_log_prob, first, count, 0, 1, scratch.log_prob),
+          tile_or_value(p.alpha, p.alpha_value, first, count, scratch.alpha),
+          tile_or_value(p.gamma, p.gamma_value, first, count, scratch.gamma)};
+}
+
+template <class T>
+void target(const TwinQParams<T>& p, std::int64_t begin, std::int64_t end) {
+  using V = typename Widest<T>::type;
+  Scratch<T> scratch;
+  for_each_tile(begin, end, 1, [&](std::int64_t first, std::int64_t count, std::int64_t, std::int64_t) {
+    const Tile<T> in = load_tile(p, first, count, scratch);
+    for_each_vector<V>(count, [&](std::int64_t i, auto vector) {
+      vector.store(p.target + first + i,
+                   soft_bellman_target(vector.load(in.reward + i), vector.load(in.terminated + i),
+                                       vector.load(in.q1 + i), vector.load(in.q2 + i), vector.load(in.log_prob + i),
+                                       vector.load(in.alpha + i), vector.load(in.gamma + i)));
+    });
+  });
+}
+
+template <class T>
+void target_backward(const TwinQBackwardParams<T>& p, std::int64_t begin, std::int64_t end) {
+  using V = typename Widest<T>::type;
+  Scratch<T> scratch;
+  for_each_tile(begin, end, 1, [&](std::int64_t first, std::int64_t count, std::int64_t, std::int64_t) {
+    const Tile<T> in = load_tile(p.forward, first, count, scratch);
+    const T* grad_target = dense_tile(p.grad_target, first, count, 0, 1, scratch.grad);
+    for_each_vector<V>(count, [&](std::int64_t i, auto vector) {
+      const BellmanGrad<V> grad = soft_bellman_target_backward(
+          vector.load(grad_target + i), vector.load(in.terminated + i), vector.load(in.q1 + i), vector.load(in.q2 + i),
+          vector.load(in.log_prob + i), vector.load(in.alpha + i), vector.load(in.gamma + i));
+      vector.store(p.grad_next_q1 + first + i, grad.q1);
+      vector.store(p.grad_next_q2 + first + i, grad.q2);
+      vector.store(p.grad_next_log_prob + first + i, grad.log_prob);
+      if (p.grad_alpha != nullptr) vector.store(p.grad_alpha + first + i, grad.alpha);
+    });
+  });
+}
+
+}  // namespace
+
+#define SACFAST_DEFINE(T)                                                                                   \
+  void twin_q_target(const TwinQParams<T>& params, std::int64_t begin, std::int64_t end) {                  \
+    target(params, begin, end);                                                                             \
+  }                                                                                                         \
+  void twin_q_target_backward(const TwinQBackwardParams<T>& params, std::int64_t begin, std::int64_t end) { \
+    target_backward(params, begin, end);                                                                    \
+  }
+SACFAST_DEFINE(float)
+SACFAST_DEFINE(double)
+#undef SACFAST_DEFINE
+
+}  // namespace sacfast::SACFAST_ISA

@@ -1,0 +1,64 @@
+"""Loads the native library and says which backends exist, and why one does not."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LIBRARY = Path(__file__).with_name("_ops.so")
+
+
+@cache
+def load() -> None:
+    """Load the ops library into torch.
+
+    Raises:
+        ImportError: the library is missing, or was built against another torch; the message says what to do.
+    """
+    if not LIBRARY.exists():
+        raise ImportError(
+            f"sacfast: the native library {LIBRARY.name} is not built; "
+            "run `pip install --no-build-isolation -e .` in the source tree"
+        )
+    try:
+        torch.ops.load_library(str(LIBRARY))
+    except OSError as error:
+        raise ImportError(
+            f"sacfast: {LIBRARY.name} does not load into torch {torch.__version__} ({error}); it was probably "
+            "built against another torch: run `pip install --no-build-isolation --force-reinstall .` again"
+        ) from error
+
+
+def cuda_reason() -> str:
+    """Say why the CUDA kernels cannot run here, or return "" when they can."""
+    if not torch.ops.sacfast.has_cuda():
+        if torch.version.cuda is None:
+            return f"torch {torch.__version__} is a CPU build"
+        return "sacfast was built without CUDA (no nvcc was found, or SACFAST_CUDA=0)"
+    if not torch.cuda.is_available():
+        return "no CUDA device is available"
+    return ""
+
+
+def info() -> dict[str, Any]:
+    """Return what the native library is and does here.
+
+    Keys: `library` (file), `cpu_level` (instruction set of the kernels in use), `cpu_levels_available`,
+    `cuda_built` (CUDA kernels are in the library), `cuda_available` (they can run here), `cuda_reason` (why not).
+    """
+    load()
+    reason = cuda_reason()
+    return {
+        "library": str(LIBRARY),
+        "cpu_level": torch.ops.sacfast.cpu_level(),
+        "cpu_levels_available": list(torch.ops.sacfast.available_cpu_levels()),
+        "cuda_built": bool(torch.ops.sacfast.has_cuda()),
+        "cuda_available": reason == "",
+        "cuda_reason": reason,
+    }
+
+
+load()

@@ -1,0 +1,17 @@
+"""Fused SAC operations for PyTorch: each runs on CPU and CUDA, under autograd and torch.compile.
+
+Beside every op stands its plain-torch twin (`..._reference`, in the op's own module): the oracle of the tests and
+the baseline of the benchmarks.
+"""
+
+from .polyak import polyak_update_
+from .tanh_gaussian import philox_state, tanh_gaussian_log_prob, tanh_gaussian_rsample
+from .twin_q import twin_q_target
+
+__all__ = [
+    "philox_state",
+    "polyak_update_",
+    "tanh_gaussian_log_prob",
+    "tanh_gaussian_rsample",
+    "twin_q_target",
+]

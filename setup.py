@@ -1,0 +1,56 @@
+"""A thin driver: CMake owns the native sources and flags (CMakeLists.txt), this hands them to pip.
+
+SACFAST_CUDA=0 or 1 overrides the choice of CUDA kernels; SACFAST_CMAKE_ARGS adds arguments for CMake.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+class CMakeBuild(build_ext):
+    """Builds the ops library and puts it beside the Python files that load it."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Configure, compile and place `_ops.so`."""
+        output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        build = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
+        arguments = [
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output.parent}",
+        ]
+        cuda = os.environ.get("SACFAST_CUDA", "")
+        if cuda not in ("", "0", "1"):
+            raise SystemExit(f"SACFAST_CUDA: expected 0 or 1, got {cuda!r}")
+        arguments.append(f"-DSACFAST_CUDA={({'': 'AUTO', '0': 'OFF', '1': 'ON'})[cuda]}")
+        arguments += shlex.split(os.environ.get("SACFAST_CMAKE_ARGS", ""))
+        cmake = _cmake()
+        subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *arguments], check=True)
+        subprocess.run([cmake, "--build", build, "--target", "_ops"], check=True)
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Name the library without Python's ABI tag: it holds torch ops only and loads on any Python."""
+        return str(Path(*fullname.split("."))) + ".so"
+
+
+def _cmake() -> str:
+    """Return the cmake program that pip installed beside this Python, or the one on PATH."""
+    beside = Path(sys.executable).with_name("cmake")
+    return str(beside) if beside.exists() else "cmake"
+
+
+setup(
+    packages=find_packages(include=["sacfast", "sacfast.*"]),
+    package_data={"sacfast": ["py.typed"]},
+    ext_modules=[Extension("sacfast._ops", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)

@@ -1,0 +1,603 @@
+"""Vectorised environments that yield only valid transitions: EnvPool, and Gymnasium for tasks EnvPool lacks.
+
+Both auto-reset on the *next* step: the observation that comes with an episode's end is the true final one,
+and the row after it, whatever the action was, is the first observation of the next episode. Such a reset row
+is no transition. `VectorEnv` drops it, so whoever stores what `recv` returns stores only what happened.
+
+Here is also the only border where actions leave [-1, 1]: they are rescaled to each task's bounds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self
+
+import envpool
+import gymnasium
+import numpy as np
+from gymnasium.vector import SyncVectorEnv
+
+from sacfast.types import BoolArray, FloatArray, IntArray, Transition
+
+Float64Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Purpose = Literal["training", "evaluation"]
+
+# tanh of a float32 may round a few units in the last place beyond 1. What lies within this is clipped to 1;
+# what lies beyond is a fault of the caller.
+ACTION_LIMIT = 1.0 + 1e-6
+
+# Seeds are a permutation of 31-bit indices, purpose | rank | environment (see `environment_seeds`).
+_SEED_BITS = 31
+_RANK_BITS = 12
+_ENV_BITS = 16
+_PURPOSES: dict[Purpose, int] = {"training": 0, "evaluation": 1}
+
+
+@dataclass(frozen=True, eq=False)
+class EnvSpec:
+    """What is fixed about a task."""
+
+    env_id: str
+    source: Literal["envpool", "gymnasium"]
+    observation_dim: int  # O, of the flattened observation
+    action_dim: int  # A
+    action_low: Float64Array  # [A], in the task's own units: what an action of -1 becomes
+    action_high: Float64Array  # [A], what an action of +1 becomes
+    max_episode_steps: int | None  # the time limit; None: the task has none
+
+
+class EpisodeStatistics(NamedTuple):
+    """The E episodes that ended in one step."""
+
+    env_id: IntArray  # [E]
+    return_: Float64Array  # [E], undiscounted sum of unscaled rewards
+    length: IntArray  # [E], transitions
+
+
+class StepResult(NamedTuple):
+    """What one `recv` yields. n is the batch size; N <= n, because reset rows are not transitions."""
+
+    transition: Transition  # N rows
+    observation: FloatArray  # [n, O], the rows that await an action, reset rows among them
+    env_id: IntArray  # [n], the environment of each row of `observation`
+    episodes: EpisodeStatistics
+
+
+class EnvironmentFault(RuntimeError):
+    """An environment gave an observation or a reward that is not finite."""
+
+    def __init__(self, env_id: str, env_index: int, step: int, quantity: str, value: float) -> None:
+        """Name the environment `env_index`, the `step` of its episode (0: its reset) and the `quantity`."""
+        super().__init__(
+            f"{env_id}: environment {env_index} gave {quantity} = {value} at step {step} of its episode"
+        )
+        self.env_index = env_index
+        self.step = step
+        self.quantity = quantity
+
+
+class _Rows(NamedTuple):
+    """What a pool gave, reset rows included. The arrays are fresh: nobody writes to them later."""
+
+    observation: FloatArray  # [n, O]
+    reward: FloatArray  # [n]
+    terminated: BoolArray  # [n]
+    truncated: BoolArray  # [n]
+    env_id: IntArray  # [n]
+
+
+class _Phase(Enum):
+    """Which call may come next; the value completes the sentence "not possible:"."""
+
+    CREATED = "reset() must come first"
+    ACTING = "the environments wait for send()"
+    STEPPING = "a step is under way, recv() must come first"
+    FAILED = "the last step failed, make a new environment"
+    CLOSED = "the environment is closed"
+
+
+_NO_EPISODES = EpisodeStatistics(np.empty(0, np.int64), np.empty(0, np.float64), np.empty(0, np.int64))
+
+
+class VectorEnv(ABC):
+    """`num_envs` environments that step `batch_size` at a time.
+
+    Call `reset` once, then `send` and `recv` (or `step`) in turn. With `batch_size == num_envs` the rows are
+    in `env_id` order. With a smaller batch stepping is asynchronous: every `recv` yields the environments
+    that were ready first, `env_id` says which, and the next `send` is for exactly those, in that order.
+
+    Returned arrays are shared between a step's results and the next one's: read them, do not write to them.
+    An instance belongs to the process that made it, because the threads of a pool do not survive a fork.
+    """
+
+    def __init__(self, spec: EnvSpec, num_envs: int, batch_size: int) -> None:
+        """Prepare the bookkeeping; the subclass owns the environments themselves."""
+        self.spec = spec
+        self.num_envs = num_envs
+        self.batch_size = batch_size
+        self._synchronous = batch_size == num_envs
+        self._pid = os.getpid()
+        self._phase = _Phase.CREATED
+        self._scale = (spec.action_high - spec.action_low) / 2
+        self._offset = (spec.action_high + spec.action_low) / 2
+        self._centred = not self._offset.any()
+        # By environment. In synchronous mode the first two are replaced at each step, never written to.
+        self._last_observation: FloatArray = np.zeros((num_envs, spec.observation_dim), np.float32)
+        self._last_action: FloatArray = np.zeros((num_envs, spec.action_dim), np.float32)
+        self._starting = np.ones(num_envs, np.bool_)  # the next row is the first of an episode
+        self._return = np.zeros(num_envs, np.float64)
+        self._length = np.zeros(num_envs, np.int64)
+        self._acting: IntArray = np.arange(num_envs)  # whose actions the next `send` brings
+
+    def reset(self) -> tuple[FloatArray, IntArray]:
+        """Start all environments; return the first rows that await an action: [n, O] and their `env_id` [n].
+
+        A later call, possible in synchronous mode only, abandons the running episodes without counting them.
+
+        Raises:
+            EnvironmentFault: a first observation is not finite.
+            RuntimeError: called out of turn, after `close`, or in a forked process.
+        """
+        again = self._phase is _Phase.ACTING
+        self._require(_Phase.ACTING if again else _Phase.CREATED, "reset")
+        if again and not self._synchronous:
+            raise RuntimeError("reset(): not possible: asynchronous environments are still stepping")
+        self._phase = _Phase.FAILED
+        self._starting[:] = True
+        self._return[:] = 0.0
+        self._length[:] = 0
+        rows = self._start()
+        self._check_finite(rows)
+        self._account(rows)
+        self._phase = _Phase.ACTING
+        return rows.observation, rows.env_id
+
+    def send(self, action: FloatArray) -> None:
+        """Start a step with `action` [n, A] float32 in [-1, 1], a row for each `env_id` last returned.
+
+        Raises:
+            TypeError: not a float32 NumPy array.
+            ValueError: wrong number of rows or columns, or a value that is not finite or beyond [-1, 1].
+            RuntimeError: called out of turn, after `close`, or in a forked process.
+        """
+        self._require(_Phase.ACTING, "send")
+        action = self._checked_copy(action)
+        if self._synchronous:
+            self._last_action = action
+        else:
+            self._last_action[self._acting] = action
+        self._phase = _Phase.FAILED  # until the pool has accepted it
+        self._submit(self._rescale(action))
+        self._phase = _Phase.STEPPING
+
+    def recv(self) -> StepResult:
+        """Wait for `batch_size` environments and return what they did.
+
+        Raises:
+            EnvironmentFault: an observation or reward is not finite; nothing of this step is returned.
+            RuntimeError: called out of turn, after `close`, or in a forked process.
+        """
+        self._require(_Phase.STEPPING, "recv")
+        self._phase = _Phase.FAILED  # until the rows have proved sound
+        rows = self._collect()
+        self._check_finite(rows)
+        transition, episodes = self._account(rows)
+        self._phase = _Phase.ACTING
+        return StepResult(transition, rows.observation, rows.env_id, episodes)
+
+    def step(self, action: FloatArray) -> StepResult:
+        """`send` and `recv`."""
+        self.send(action)
+        return self.recv()
+
+    def close(self) -> None:
+        """Stop the threads and free the environments. A second call does nothing.
+
+        Raises:
+            RuntimeError: in a forked process, where waiting for the pool's threads would never end.
+        """
+        self._check_process("close")
+        if self._phase is not _Phase.CLOSED:
+            self._phase = _Phase.CLOSED
+            self._shut_down()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    @abstractmethod
+    def _start(self) -> _Rows:
+        """Reset all environments; return the first rows, all of them first observations."""
+
+    @abstractmethod
+    def _submit(self, native: Float64Array) -> None:
+        """Start a step of the environments `_acting` with `native` [n, A], in the task's own units."""
+
+    @abstractmethod
+    def _collect(self) -> _Rows:
+        """Wait for a batch of rows."""
+
+    @abstractmethod
+    def _shut_down(self) -> None:
+        """Free the environments."""
+
+    def _check_process(self, call: str) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                f"{call}(): this environment was made in process {self._pid} and does not survive a fork "
+                f"into {os.getpid()}; start processes with the 'spawn' method and make environments in each"
+            )
+
+    def _require(self, phase: _Phase, call: str) -> None:
+        self._check_process(call)
+        if self._phase is not phase:
+            raise RuntimeError(f"{call}(): not possible: {self._phase.value}")
+
+    def _rescale(self, action: FloatArray) -> Float64Array:
+        """Return `action` in the task's own units, as a fresh array: worker threads read it after `send`."""
+        native = action * self._scale
+        if not self._centred:
+            native += self._offset
+            np.clip(native, self.spec.action_low, self.spec.action_high, out=native)  # the sum may round over
+        return native
+
+    def _checked_copy(self, action: FloatArray) -> FloatArray:
+        # EnvPool itself notices a wrong width on the first step only, aborts the process on missing rows, and
+        # answers NaN with a finite observation.
+        if not isinstance(action, np.ndarray):
+            raise TypeError(f"action: expected a float32 NumPy array, got {type(action).__name__}")
+        if action.dtype != np.float32:
+            raise TypeError(f"action: expected dtype float32, got {action.dtype}")
+        expected = (self.batch_size, self.spec.action_dim)
+        if action.shape != expected:
+            raise ValueError(f"action: expected shape {expected}, got {action.shape}")
+        if np.abs(action).max() <= 1.0:
+            return action.copy()
+        wrong = ~(np.abs(action) <= ACTION_LIMIT)  # NaN compares false
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
+            raise ValueError(
+                f"action: expected finite values in [-1, 1], got {action[row, column]} in row {row}, "
+                f"column {column} (environment {self._acting[row]})"
+            )
+        return action.clip(-1.0, 1.0)
+
+    def _check_finite(self, rows: _Rows) -> None:
+        if np.isfinite(rows.observation).all() and np.isfinite(rows.reward).all():
+            return
+        fields = np.column_stack((rows.reward, rows.observation))
+        row, column = np.argwhere(~np.isfinite(fields))[0]
+        index = int(rows.env_id[row])
+        step = 0 if self._starting[index] else int(self._length[index]) + 1
+        quantity = f"observation[{column - 1}]" if column else "reward"
+        raise EnvironmentFault(self.spec.env_id, index, step, quantity, float(fields[row, column]))
+
+    def _account(self, rows: _Rows) -> tuple[Transition, EpisodeStatistics]:
+        """Pair the rows with what came before them, drop reset rows, and follow the episodes."""
+        env_id, truncated = rows.env_id, rows.truncated
+        observation, action = self._exchange(rows)
+        transition = Transition(observation, action, rows.reward, rows.observation, rows.terminated)
+        starting = self._starting[env_id]
+        if starting.any():
+            self._starting[env_id] = False
+            valid = ~starting
+            transition = Transition(
+                transition.observation[valid],
+                transition.action[valid],
+                transition.reward[valid],
+                transition.next_observation[valid],
+                transition.terminated[valid],
+            )
+            env_id, truncated = env_id[valid], truncated[valid]
+        self._return[env_id] += transition.reward
+        self._length[env_id] += 1
+        ended = transition.terminated | truncated
+        if not ended.any():
+            return transition, _NO_EPISODES
+        env_id = env_id[ended]
+        episodes = EpisodeStatistics(env_id, self._return[env_id], self._length[env_id])
+        self._starting[env_id] = True
+        self._return[env_id] = 0.0
+        self._length[env_id] = 0
+        return transition, episodes
+
+    def _exchange(self, rows: _Rows) -> tuple[FloatArray, FloatArray]:
+        """Return the last observation and action of each row's environment; remember the new observation."""
+        self._acting = rows.env_id
+        if self._synchronous:
+            observation, self._last_observation = self._last_observation, rows.observation
+            return observation, self._last_action
+        observation = self._last_observation[rows.env_id]
+        self._last_observation[rows.env_id] = rows.observation
+        return observation, self._last_action[rows.env_id]
+
+
+class EnvPoolVectorEnv(VectorEnv):
+    """Environments that EnvPool steps on its own threads."""
+
+    def __init__(self, env_id: str, seeds: list[int], batch_size: int, num_threads: int) -> None:
+        """Check the task's spaces, then make the pool."""
+        with warnings.catch_warnings():
+            # Gymnasium remarks on EnvPool's float64 limits of float32 spaces; nobody here reads those limits.
+            warnings.filterwarnings("ignore", message=".*precision lowered by casting", category=UserWarning)
+            task = envpool.make_spec(env_id)
+            self._layout = _ObservationLayout(env_id, task.observation_space)
+            low, high = _action_bounds(env_id, task.action_space)
+            self._pool: Any = envpool.make(
+                env_id,
+                env_type="gymnasium",
+                num_envs=len(seeds),
+                batch_size=batch_size,
+                num_threads=num_threads,
+                seed=seeds,
+            )
+            # Makes the pool build and keep the space here, where the remark is silenced.
+            self._native_dtype = self._pool.action_space.dtype
+            self._pool.observation_space  # noqa: B018
+        dimension, limit = self._layout.dimension, int(task.config.max_episode_steps)
+        spec = EnvSpec(env_id, "envpool", dimension, len(low), low, high, limit)
+        super().__init__(spec, len(seeds), batch_size)
+        self._every_env_id = np.arange(len(seeds))
+
+    def _start(self) -> _Rows:
+        self._pool.async_reset()
+        return self._collect()
+
+    def _submit(self, native: Float64Array) -> None:
+        env_id = self._acting.astype(np.int32)
+        # With all three keys given, EnvPool need not infer the second: half the cost of a bare array.
+        self._pool.send({
+            "env_id": env_id,
+            "players.env_id": env_id,
+            "action": native.astype(self._native_dtype, copy=False),
+        })  # fmt: skip
+
+    def _collect(self) -> _Rows:
+        observation, reward, terminated, truncated, info = self._pool.recv()
+        return _Rows(
+            self._layout.flatten(observation, self.batch_size),
+            reward.astype(np.float32),
+            terminated,
+            truncated,
+            self._every_env_id if self._synchronous else info["env_id"].astype(np.int64),
+        )
+
+    def _shut_down(self) -> None:
+        # The pool's own close() does nothing: its threads end when the object goes.
+        self._pool = None
+
+
+class GymnasiumVectorEnv(VectorEnv):
+    """Registered Gymnasium environments, stepped one after the other in this thread."""
+
+    def __init__(self, env_id: str, seeds: list[int]) -> None:
+        """Make the environments and check their spaces."""
+        # Its default auto-reset is EnvPool's: on the next step. `flatten` makes the copies of observations.
+        vector = SyncVectorEnv([lambda: gymnasium.make(env_id)] * len(seeds), copy=False)
+        try:
+            self._layout = _ObservationLayout(env_id, vector.single_observation_space)
+            low, high = _action_bounds(env_id, vector.single_action_space)
+        except ValueError:
+            vector.close()
+            raise
+        self._vector: Any = vector
+        task = vector.envs[0].spec
+        limit = None if task is None else task.max_episode_steps
+        spec = EnvSpec(env_id, "gymnasium", self._layout.dimension, len(low), low, high, limit)
+        super().__init__(spec, len(seeds), len(seeds))
+        self._native_dtype = vector.single_action_space.dtype
+        self._every_env_id = np.arange(len(seeds))
+        # For the first reset alone: a later one goes on with the environments' own generators, as EnvPool's.
+        self._seeds: list[int] | None = seeds
+        self._action: np.ndarray[tuple[int, ...], np.dtype[Any]] | None = None
+
+    def _start(self) -> _Rows:
+        observation, _ = self._vector.reset(seed=self._seeds)
+        self._seeds = None
+        nothing = np.zeros(self.num_envs, np.bool_)
+        return _Rows(
+            self._layout.flatten(observation, self.batch_size),
+            np.zeros(self.num_envs, np.float32),
+            nothing,
+            nothing,
+            self._every_env_id,
+        )
+
+    def _submit(self, native: Float64Array) -> None:
+        self._action = native.astype(self._native_dtype, copy=False)
+
+    def _collect(self) -> _Rows:
+        observation, reward, terminated, truncated, _ = self._vector.step(self._action)
+        return _Rows(
+            self._layout.flatten(observation, self.batch_size),
+            reward.astype(np.float32),
+            terminated,
+            truncated,
+            self._every_env_id,
+        )
+
+    def _shut_down(self) -> None:
+        self._vector.close()
+
+
+def make_env(
+    env_id: str,
+    num_envs: int,
+    seed: int | Sequence[int],
+    batch_size: int | None = None,
+    num_threads: int | None = None,
+) -> VectorEnv:
+    """Make `num_envs` environments: EnvPool's where it has the task, registered Gymnasium ones otherwise.
+
+    Args:
+        env_id: a task of `envpool.list_all_envs()` or of `gymnasium.registry`; "module:Name-v0" imports the
+            module first, which then registers the task.
+        num_envs: environments, >= 1.
+        seed: the run's seed, from which `environment_seeds` derives those for training; or the environments'
+            own seeds, all different. Equal seeds and actions give bitwise equal trajectories of each EnvPool
+            environment, whatever the threads and the batch size.
+        batch_size: environments that one step waits for; fewer than `num_envs` makes EnvPool step
+            asynchronously. None: all.
+        num_threads: EnvPool's threads. None: the cores this process may use, at most `num_envs`.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an unknown task, a number out of range, or a task without float observations and bounded
+            continuous actions.
+    """
+    if not isinstance(env_id, str):
+        raise TypeError(f"env_id: expected a str, got {type(env_id).__name__}")
+    _check_count("num_envs", num_envs, 1, 2**_ENV_BITS)
+    if batch_size is not None:
+        _check_count("batch_size", batch_size, 1, num_envs)
+    if num_threads is not None:
+        _check_count("num_threads", num_threads, 1, 2**_ENV_BITS)
+    seeds = environment_seeds(seed, num_envs) if isinstance(seed, int) else _checked_seeds(seed, num_envs)
+    if env_id in envpool.list_all_envs():
+        threads = num_threads or min(len(os.sched_getaffinity(0)), num_envs)
+        return EnvPoolVectorEnv(env_id, seeds, batch_size or num_envs, threads)
+    _check_registered(env_id)
+    if batch_size not in (None, num_envs):
+        raise ValueError(
+            f"batch_size: {env_id} is a Gymnasium task, which steps all {num_envs} environments at once, "
+            f"got {batch_size}"
+        )
+    return GymnasiumVectorEnv(env_id, seeds)
+
+
+def environment_seeds(
+    seed: int, num_envs: int, purpose: Purpose = "training", rank: int = 0, generation: int = 0
+) -> list[int]:
+    """Derive one seed for each environment, in [0, 2**31).
+
+    For one `seed` and `generation` no two environments of any purpose and rank share a seed: their indices go
+    through a permutation of the 31-bit numbers that `seed` and `generation` choose.
+
+    Args:
+        seed: the run's seed, >= 0.
+        num_envs: environments, 1 to 65,536.
+        purpose: "training" or "evaluation".
+        rank: which of several processes, 0 to 4,095.
+        generation: how many times this run has made its environments anew, >= 0.
+
+    Raises:
+        TypeError: an argument is not an int.
+        ValueError: an argument is out of range.
+    """
+    _check_count("seed", seed, 0, None)
+    _check_count("num_envs", num_envs, 1, 2**_ENV_BITS)
+    _check_count("rank", rank, 0, 2**_RANK_BITS - 1)
+    _check_count("generation", generation, 0, None)
+    if purpose not in _PURPOSES:
+        raise ValueError(f"purpose: expected one of {sorted(_PURPOSES)}, got {purpose!r}")
+    first = ((_PURPOSES[purpose] << _RANK_BITS) + rank) << _ENV_BITS
+    state = np.random.SeedSequence([seed, generation]).generate_state(2)
+    multiplier, offset = int(state[0]) | 1, int(state[1])  # an odd multiplier permutes the numbers below 2**k
+    return [(multiplier * index + offset) % 2**_SEED_BITS for index in range(first, first + num_envs)]
+
+
+class _ObservationLayout:
+    """Where each entry of an observation lies in the flat vector: dictionaries in alphabetical order of keys.
+
+    The alphabet, not the dictionary's own order, so that a policy outlives a change of declaration order.
+    """
+
+    def __init__(self, env_id: str, space: gymnasium.Space[Any]) -> None:
+        """Lay out `space`; refuse anything but float vectors, small matrices and dictionaries of these."""
+        self._entries: list[tuple[tuple[str, ...], slice]] = []
+        stop = 0
+        for path, size in _observation_leaves(env_id, space, ()):
+            start, stop = stop, stop + size
+            self._entries.append((path, slice(start, stop)))
+        self.dimension = stop
+
+    def flatten(self, observation: Any, count: int) -> FloatArray:
+        """Return a fresh float32 [count, O] of `count` observations in the library's own form."""
+        if not isinstance(observation, dict):
+            return np.array(observation, dtype=np.float32).reshape(count, self.dimension)
+        flat = np.empty((count, self.dimension), np.float32)
+        for path, columns in self._entries:
+            entry: Any = observation
+            for key in path:
+                entry = entry[key]
+            flat[:, columns] = entry.reshape(count, -1)
+        return flat
+
+
+def _observation_leaves(
+    env_id: str, space: gymnasium.Space[Any], path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Yield path and size of every array in `space`."""
+    if isinstance(space, gymnasium.spaces.Dict):
+        for key in sorted(space.spaces):
+            yield from _observation_leaves(env_id, space.spaces[key], (*path, key))
+    elif (
+        isinstance(space, gymnasium.spaces.Box)
+        and np.issubdtype(space.dtype, np.floating)
+        and len(space.shape) <= 2
+    ):
+        yield path, math.prod(space.shape)
+    else:
+        name = ".".join(("observation", *path))
+        raise ValueError(f"{env_id}: {name}: expected a Box of floats, no images or integers, got {space}")
+
+
+def _action_bounds(env_id: str, space: gymnasium.Space[Any]) -> tuple[Float64Array, Float64Array]:
+    """Return the bounds [A] of a continuous, bounded action space."""
+    if (
+        not isinstance(space, gymnasium.spaces.Box)
+        or not np.issubdtype(space.dtype, np.floating)
+        or len(space.shape) != 1
+    ):
+        raise ValueError(f"{env_id}: action: expected a Box of floats with one dimension, got {space}")
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    # The largest float32 or float64 is how some tasks write "unbounded".
+    bounded = np.maximum(np.abs(low), np.abs(high)) < np.finfo(np.float32).max
+    if not (bounded & (low < high)).all():
+        raise ValueError(f"{env_id}: action: expected finite bounds with low < high, got {low} and {high}")
+    return low, high
+
+
+def _check_registered(env_id: str) -> None:
+    """Refuse a task that neither library knows, with the closest names there are."""
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    if name in gymnasium.registry:
+        return
+    known = {*envpool.list_all_envs(), *gymnasium.registry}
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    raise ValueError(f"env_id: neither EnvPool nor Gymnasium knows {env_id!r}{hint}")
+
+
+def _check_count(name: str, value: int, low: int, high: int | None) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < low or (high is not None and value > high):
+        limits = f">= {low}" if high is None else f"in {low}..{high}"
+        raise ValueError(f"{name}: expected an int {limits}, got {value}")
+
+
+def _checked_seeds(seeds: Sequence[int], num_envs: int) -> list[int]:
+    checked = list(seeds)
+    for value in checked:
+        _check_count("seed", value, 0, 2**_SEED_BITS - 1)
+    if len(checked) != num_envs or len(set(checked)) != num_envs:
+        raise ValueError(f"seed: expected {num_envs} different seeds, got {checked}")
+    return checked

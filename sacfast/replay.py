@@ -1,0 +1,296 @@
+"""The replay buffer: a preallocated ring of transitions, on the host or on the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sacfast.types import Batch, BoolArray, FloatArray
+
+_FIELDS = ("observation", "action", "reward", "next_observation", "terminated")
+_NUMPY_DTYPES = dict.fromkeys(_FIELDS, np.dtype(np.float32)) | {"terminated": np.dtype(np.bool_)}
+_TORCH_DTYPES = dict.fromkeys(_FIELDS, torch.float32) | {"terminated": torch.bool}
+_STATE = ("rows", "position", "capacity", "generator")
+
+_Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+
+
+class ReplayBuffer:
+    """The last `capacity` transitions, sampled uniformly with replacement.
+
+    A transition is one row of one float32 tensor, `rows` [capacity, 2*O + A + 2]:
+    observation | action | reward | next_observation | terminated. So a sampled transition is one contiguous
+    read, and a minibatch is one gather.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        observation_dim: int,
+        action_dim: int,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        """Reserve the memory.
+
+        Args:
+            capacity: transitions kept, >= 1.
+            observation_dim: O, >= 1.
+            action_dim: A, >= 1.
+            device: where the rows live and the minibatches appear.
+            seed: of the sampling, >= 0.
+
+        Raises:
+            TypeError: a number is not an int.
+            ValueError: a number is out of range, or the rows do not fit in the device's free memory.
+        """
+        _check_int("capacity", capacity, 1)
+        _check_int("observation_dim", observation_dim, 1)
+        _check_int("action_dim", action_dim, 1)
+        _check_int("seed", seed, 0)
+        self.capacity = capacity
+        self.observation_dim = observation_dim
+        self.action_dim = action_dim
+        self.device = torch.device(device)
+        self._widths = (observation_dim, action_dim, 1, observation_dim, 1)  # of the columns of a row
+        self._tails = ((observation_dim,), (action_dim,), (), (observation_dim,), ())  # of the fields' shapes
+        _check_memory(capacity, sum(self._widths), self.device)
+        self.rows = torch.empty((capacity, sum(self._widths)), dtype=torch.float32, device=self.device)
+        self._columns = self._split(self.rows)
+        # The same memory, as NumPy sees it: its assignments cost a fraction of torch's.
+        on_host = self.device.type == "cpu"
+        self._host_columns = tuple(column.numpy() for column in self._columns) if on_host else None
+        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._position = 0
+        self._size = 0
+
+    def __len__(self) -> int:
+        """Return the number of transitions held."""
+        return self._size
+
+    @property
+    def position(self) -> int:
+        """The row that the next transition takes."""
+        return self._position
+
+    def add(
+        self,
+        observation: FloatArray | torch.Tensor,
+        action: FloatArray | torch.Tensor,
+        reward: FloatArray | torch.Tensor,
+        next_observation: FloatArray | torch.Tensor,
+        terminated: BoolArray | torch.Tensor,
+    ) -> None:
+        """Store copies of N transitions, of which the oldest make room. N may be 0.
+
+        The fields are NumPy arrays or tensors on the host, or all are tensors on this buffer's device.
+
+        Args:
+            observation: [N, O] float32.
+            action: [N, A] float32.
+            reward: [N] float32, unscaled.
+            next_observation: [N, O] float32.
+            terminated: [N] bool.
+
+        Raises:
+            TypeError: a field has another type or dtype.
+            ValueError: a field has another shape or device, or N exceeds the capacity.
+        """
+        fields = (observation, action, reward, next_observation, terminated)
+        count = self._check(fields)
+        if self._host_columns is not None:
+            self._write_host(self._host_columns, _host_arrays(fields), count)
+        else:
+            self._write_device(fields, count)
+        self._position = (self._position + count) % self.capacity
+        self._size = min(self._size + count, self.capacity)
+
+    def sample(self, batch_size: int) -> Batch:
+        """Draw `batch_size` of the transitions held, uniformly and with replacement.
+
+        The fields are views of one fresh tensor [batch_size, 2*O + A + 2].
+
+        Raises:
+            TypeError: `batch_size` is not an int.
+            ValueError: `batch_size` < 1.
+            RuntimeError: the buffer is empty.
+        """
+        _check_int("batch_size", batch_size, 1)
+        if self._size == 0:
+            raise RuntimeError("sample: the replay buffer is empty, add transitions first")
+        index = torch.randint(self._size, (batch_size,), generator=self._generator, device=self.device)
+        return Batch(*self._split(self.rows.index_select(0, index)))
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return all that an exact resume needs.
+
+        `rows` [len, 2*O + A + 2] is a view: save or clone it before the next `add`.
+        """
+        return {
+            "rows": self.rows[: self._size],
+            "position": torch.tensor(self._position),
+            "capacity": torch.tensor(self.capacity),
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take over the state of a buffer of the same sizes and kind of device: later samples are the same.
+
+        Raises:
+            ValueError: an entry is missing, unknown, or does not fit; this buffer is then unchanged.
+        """
+        if set(state) != set(_STATE):
+            missing, unknown = sorted(set(_STATE) - set(state)), sorted(set(state) - set(_STATE))
+            raise ValueError(f"state: expected entries {_STATE}, missing {missing}, unknown {unknown}")
+        rows, capacity, position = state["rows"], int(state["capacity"]), int(state["position"])
+        width = self.rows.shape[1]
+        if capacity != self.capacity:
+            raise ValueError(f"capacity: expected {self.capacity}, got {capacity}")
+        if rows.dtype != torch.float32 or rows.ndim != 2 or rows.shape[1] != width or len(rows) > capacity:
+            expected = f"at most {capacity} rows of {width} float32"
+            raise ValueError(f"rows: expected {expected}, got {tuple(rows.shape)} {rows.dtype}")
+        size = len(rows)
+        if not (position == size < capacity or (size == capacity and 0 <= position < capacity)):
+            raise ValueError(f"position: expected the end of {size} rows of {capacity}, got {position}")
+        try:
+            self._generator.set_state(state["generator"].cpu())
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"generator: expected a generator's state on {self.device.type}: {error}"
+            ) from error
+        self.rows[:size] = rows
+        self._position, self._size = position, size
+
+    def _check(self, fields: tuple[Any, ...]) -> int:
+        """Return N, the number of rows of every field."""
+        for name, field in zip(_FIELDS, fields, strict=True):
+            if isinstance(field, np.ndarray):
+                expected: Any = _NUMPY_DTYPES[name]
+            elif isinstance(field, torch.Tensor):
+                expected = _TORCH_DTYPES[name]
+            else:
+                raise TypeError(f"{name}: expected a NumPy array or tensor, got {type(field).__name__}")
+            if field.dtype != expected:
+                raise TypeError(f"{name}: expected dtype {expected}, got {field.dtype}")
+        count = len(fields[0]) if fields[0].ndim else 0
+        for name, field, tail in zip(_FIELDS, fields, self._tails, strict=True):
+            if field.shape != (count, *tail):
+                raise ValueError(f"{name}: expected shape {(count, *tail)}, got {tuple(field.shape)}")
+        if count > self.capacity:
+            raise ValueError(f"observation: expected at most capacity = {self.capacity} rows, got {count}")
+        return count
+
+    def _pieces(self, count: int) -> tuple[tuple[slice, slice], ...]:
+        """Return where in the ring which of `count` rows go: one piece, or two around the end."""
+        stop = self._position + count
+        if stop <= self.capacity:
+            return ((slice(self._position, stop), slice(0, count)),)
+        head = self.capacity - self._position
+        return (
+            (slice(self._position, self.capacity), slice(0, head)),
+            (slice(0, stop - self.capacity), slice(head, count)),
+        )
+
+    def _write_host(self, columns: tuple[_Array, ...], fields: tuple[_Array, ...], count: int) -> None:
+        for target, source in self._pieces(count):
+            for column, field in zip(columns, fields, strict=True):
+                column[target] = field[source]
+
+    def _write_device(self, fields: tuple[Any, ...], count: int) -> None:
+        if all(isinstance(field, torch.Tensor) and field.device == self.rows.device for field in fields):
+            columns, sources = self._columns, fields
+        else:
+            # Five short transfers cost more than one: the rows are put together on the host first. The pinned
+            # memory goes back to its allocator here, which keeps it from reuse until the transfer is done.
+            packed = torch.empty((count, self.rows.shape[1]), dtype=torch.float32, pin_memory=True)
+            for column, field in zip(self._split(packed), _host_arrays(fields), strict=True):
+                column.numpy()[:] = field
+            columns, sources = (self.rows,), (packed,)
+        for target, source in self._pieces(count):
+            for column, field in zip(columns, sources, strict=True):
+                column[target].copy_(field[source], non_blocking=True)
+
+    def _split(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the five fields of `rows` [N, 2*O + A + 2] as views."""
+        observation, action, reward, next_observation, terminated = rows.split_with_sizes(self._widths, 1)
+        return observation, action, reward.squeeze(1), next_observation, terminated.squeeze(1)
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that this process can still take on `device`: on the host the least of all limits."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    return min(available, *_cgroup_headroom(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup").read_text()))
+
+
+def _cgroup_headroom(root: Path, membership: str) -> Iterator[int]:
+    """Yield what each memory limit above this process leaves, in bytes.
+
+    `root` is where the control groups are mounted and `membership` the text of /proc/self/cgroup. A container
+    often sees its own group at the root, whatever path it is told: hence every ancestor is looked at.
+    """
+    for line in membership.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, names = root, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            base = root / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        group = base / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(base):
+                yield from _group_headroom(folder, *names)
+
+
+def _group_headroom(folder: Path, limit_name: str, usage_name: str, cache_name: str) -> Iterator[int]:
+    """Yield limit - usage + file cache that the kernel would give up, if this group has a limit."""
+    try:
+        limit = (folder / limit_name).read_text().strip()
+        usage = int((folder / usage_name).read_text())
+        statistics = (folder / "memory.stat").read_text()
+    except OSError:
+        return
+    if limit != "max":
+        counts = dict(line.split(maxsplit=1) for line in statistics.splitlines())
+        yield max(0, int(limit) - usage + int(counts.get(cache_name, 0)))
+
+
+def _check_memory(capacity: int, width: int, device: torch.device) -> None:
+    """Refuse now what would otherwise end the run hours later, when the untouched pages are written."""
+    needed, free = capacity * width * 4, free_memory(device)
+    if needed > free:
+        raise ValueError(
+            f"capacity: {capacity} transitions of {width} float32 need {needed / 1e9:.2f} GB, "
+            f"but {device} has {free / 1e9:.2f} GB free"
+        )
+
+
+def _check_int(name: str, value: int, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < low:
+        raise ValueError(f"{name}: expected an int >= {low}, got {value}")
+
+
+def _host_arrays(fields: tuple[Any, ...]) -> tuple[_Array, ...]:
+    """Return the fields as NumPy arrays, without copies."""
+    return tuple(_host_array(name, field) for name, field in zip(_FIELDS, fields, strict=True))
+
+
+def _host_array(name: str, field: Any) -> _Array:
+    if isinstance(field, np.ndarray):
+        return field
+    if field.device.type != "cpu":
+        raise ValueError(
+            f"{name}: expected all fields on the host or on the buffer's device, got {field.device}"
+        )
+    array: _Array = field.detach().numpy()
+    return array

@@ -77,9 +77,7 @@ class EnvironmentFault(RuntimeError):
 
     def __init__(self, env_id: str, env_index: int, step: int, quantity: str, value: float) -> None:
         """Name the environment `env_index`, the `step` of its episode (0: its reset) and the `quantity`."""
-        super().__init__(
-            f"{env_id}: environment {env_index} gave {quantity} = {value} at step {step} of its episode"
-        )
+        super().__init__(f"{env_id}: environment {env_index} gave {quantity} = {value} at step {step} of its episode")
         self.env_index = env_index
         self.step = step
         self.quantity = quantity
@@ -546,11 +544,7 @@ def _observation_leaves(
     if isinstance(space, gymnasium.spaces.Dict):
         for key in sorted(space.spaces):
             yield from _observation_leaves(env_id, space.spaces[key], (*path, key))
-    elif (
-        isinstance(space, gymnasium.spaces.Box)
-        and np.issubdtype(space.dtype, np.floating)
-        and len(space.shape) <= 2
-    ):
+    elif isinstance(space, gymnasium.spaces.Box) and np.issubdtype(space.dtype, np.floating) and len(space.shape) <= 2:
         yield path, math.prod(space.shape)
     else:
         name = ".".join(("observation", *path))

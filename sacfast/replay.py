@@ -159,9 +159,7 @@ class ReplayBuffer:
         try:
             self._generator.set_state(state["generator"].cpu())
         except (RuntimeError, TypeError) as error:
-            raise ValueError(
-                f"generator: expected a generator's state on {self.device.type}: {error}"
-            ) from error
+            raise ValueError(f"generator: expected a generator's state on {self.device.type}: {error}") from error
         self.rows[:size] = rows
         self._position, self._size = position, size
 
@@ -289,8 +287,6 @@ def _host_array(name: str, field: Any) -> _Array:
     if isinstance(field, np.ndarray):
         return field
     if field.device.type != "cpu":
-        raise ValueError(
-            f"{name}: expected all fields on the host or on the buffer's device, got {field.device}"
-        )
+        raise ValueError(f"{name}: expected all fields on the host or on the buffer's device, got {field.device}")
     array: _Array = field.detach().numpy()
     return array

@@ -139,9 +139,7 @@ def test_tensors_on_the_device_are_stored(device):
 def test_strided_fields_and_tensors_with_gradients_are_stored():
     replay = ReplayBuffer(8, _O, _A)
     every_second = Transition(*(field[::2] for field in _transition([0, 9, 1, 9, 2])))
-    replay.add(
-        every_second.observation, torch.from_numpy(every_second.action).requires_grad_(), *every_second[2:]
-    )
+    replay.add(every_second.observation, torch.from_numpy(every_second.action).requires_grad_(), *every_second[2:])
     assert _contents(replay) == [0, 1, 2]
     np.testing.assert_array_equal(replay.rows[:3, _O : _O + _A], every_second.action)
     assert not replay.sample(2).action.requires_grad
@@ -267,9 +265,7 @@ def test_more_rows_than_the_capacity_are_refused():
 
 def test_a_tensor_on_another_device_is_refused():
     fields = {**_transition([0])._asdict(), "action": torch.zeros(1, _A, device="meta")}
-    with pytest.raises(
-        ValueError, match="action: expected all fields on the host or on the buffer's device, got meta"
-    ):
+    with pytest.raises(ValueError, match="action: expected all fields on the host or on the buffer's device, got meta"):
         ReplayBuffer(3, _O, _A).add(**fields)
 
 

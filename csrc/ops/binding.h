@@ -7,6 +7,8 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/functions/basic_ops.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
 
 #include <algorithm>
 #include <memory>
@@ -215,6 +217,33 @@ inline bool any_requires_grad(std::initializer_list<OptionalTensor> tensors) {
 
 inline OptionalTensor as_optional(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
+
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+
+// Backward passes are nodes of torch's graph as its own code generator writes them: saved variables as members,
+// 10 us less a call than torch::autograd::Function, which keeps them in a dictionary.
+using BackwardNode = torch::autograd::Node;
+
+// torch counts a node's owners by std::shared_ptr up to 2.11 or 2.12, and by c10::intrusive_ptr since.
+template <class Node>
+auto new_node(const std::shared_ptr<BackwardNode>*) {
+  // torch's deleter frees a long chain of nodes in a loop; a plain delete would recurse once for each.
+  return std::shared_ptr<Node>(new Node(), [](Node* node) { deleteNode(node); });
+}
+template <class Node>
+auto new_node(const c10::intrusive_ptr<BackwardNode>*) {
+  return c10::make_intrusive<Node>();
+}
+using NodePointer = std::decay_t<decltype(std::declval<Tensor>().grad_fn())>;
+
+// A node whose gradients go to `inputs`, in this order; undefined ones take none.
+template <class Node>
+auto backward_node(const variable_list& inputs) {
+  auto node = new_node<Node>(static_cast<const NodePointer*>(nullptr));
+  node->set_next_edges(torch::autograd::collect_next_edges(inputs));
+  return node;
 }
 
 // The gradient of a broadcast argument is summed back to the argument's own shape.

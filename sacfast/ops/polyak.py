@@ -32,7 +32,8 @@ def polyak_update_(
     """
     targets = [target_params] if isinstance(target_params, Tensor) else list(target_params)
     onlines = [online_params] if isinstance(online_params, Tensor) else list(online_params)
-    torch.ops.sacfast.polyak_update_.default(targets, onlines, tau)
+    if targets or onlines:  # without a tensor, torch has nothing to choose the device by
+        torch.ops.sacfast.polyak_update_.default(targets, onlines, tau)
 
 
 @torch.no_grad()

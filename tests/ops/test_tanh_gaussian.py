@@ -1,4 +1,4 @@
-"""tanh_gaussian_rsample and tanh_gaussian_log_prob against float64 plain torch, and as citizens of PyTorch."""
+"""The tanh-Gaussian ops against float64 plain torch, and as citizens of PyTorch."""
 
 import math
 
@@ -55,9 +55,11 @@ def forward_and_gradients(function, tensors, grad_action, grad_log_prob, **optio
 
 
 def error_bounds(mean, log_std, noise, grad_action, grad_log_prob):
-    """What float32 rounding allows, from float64 values: a few units in the last place of every term that is
-    added, and the rounding of z carried through each function's slope. All functions used are within 2 ulp, and a
-    term passes through at most about 8 roundings."""
+    """What float32 rounding allows, from float64 values.
+
+    A few units in the last place of every term that is added, and the rounding of z carried through each
+    function's slope. All functions used are within 2 ulp, and a term passes through at most about 8 roundings.
+    """
     std_noise = log_std.exp() * noise
     z = mean + std_noise
     slope = z.cosh().reciprocal().square()
@@ -121,9 +123,7 @@ class TestAgainstFloat64:
         scale = torch.linspace(0.3, 2.0, shape[-1], device=device)
         grads = normal(*shape, seed=4, device=device), normal(*shape[:-1], seed=5, device=device)
         options = {"log_std_bounding": bounding, "log_std_bounds": bounds}
-        actual = forward_and_gradients(
-            ops.tanh_gaussian_rsample, tensors, *grads, **options, action_scale=scale
-        )
+        actual = forward_and_gradients(ops.tanh_gaussian_rsample, tensors, *grads, **options, action_scale=scale)
         doubles = [t.double().cpu() for t in (*tensors, *grads)]
         expected = forward_and_gradients(
             tanh_gaussian_rsample_reference,
@@ -165,13 +165,9 @@ class TestAgainstFloat64:
         raw = torch.linspace(-30.0, 10.0, 81, device=device).unsqueeze(-1)
         zero = torch.zeros_like(raw)
         # With zero noise and mean, log_prob = -log_std - log(2 pi)/2.
-        _, log_prob = ops.tanh_gaussian_rsample(
-            zero, raw, zero, log_std_bounding=bounding, log_std_bounds=bounds
-        )
+        _, log_prob = ops.tanh_gaussian_rsample(zero, raw, zero, log_std_bounding=bounding, log_std_bounds=bounds)
         expected = bound_log_std_reference(raw.double(), bounding, bounds).squeeze(-1)
-        torch.testing.assert_close(
-            -log_prob.double() - 0.5 * math.log(2 * math.pi), expected, rtol=1e-6, atol=2e-6
-        )
+        torch.testing.assert_close(-log_prob.double() - 0.5 * math.log(2 * math.pi), expected, rtol=1e-6, atol=2e-6)
 
 
 class TestGradients:
@@ -203,9 +199,7 @@ class TestGradients:
         doubles = [t.double() for t in tensors]
         for t in (*tensors[:2], *doubles[:2]):
             t.requires_grad_()
-        actual = torch.autograd.grad(
-            ops.tanh_gaussian_rsample(*tensors)[output].sum(), tensors[:2], allow_unused=True
-        )
+        actual = torch.autograd.grad(ops.tanh_gaussian_rsample(*tensors)[output].sum(), tensors[:2], allow_unused=True)
         expected = torch.autograd.grad(tanh_gaussian_rsample_reference(*doubles)[output].sum(), doubles[:2])
         for a, e in zip(actual, expected, strict=True):
             torch.testing.assert_close(a.double(), e, rtol=1e-5, atol=1e-5)
@@ -314,9 +308,7 @@ class TestCitizen:
                     self.OPS.tanh_gaussian_rsample.default,
                     (m, s, noise, None, None, kind, -5.0, 2.0, scale, False),
                 )
-            torch.library.opcheck(
-                self.OPS.tanh_gaussian_log_prob.default, (m, s, noise.clone().requires_grad_())
-            )
+            torch.library.opcheck(self.OPS.tanh_gaussian_log_prob.default, (m, s, noise.clone().requires_grad_()))
         backward = (mean, mean[:, 0].contiguous(), mean, log_std, noise, "tanh", -5.0, 2.0, scale)
         torch.library.opcheck(self.OPS.tanh_gaussian_rsample_backward.default, backward)
         torch.library.opcheck(
@@ -363,9 +355,7 @@ class TestCitizen:
 
     def test_compile_without_generator(self, device):
         mean, log_std, _ = arguments((6, 3), device)
-        compiled = torch.compile(
-            lambda m, s: ops.tanh_gaussian_rsample(m, s), fullgraph=True, backend="aot_eager"
-        )
+        compiled = torch.compile(lambda m, s: ops.tanh_gaussian_rsample(m, s), fullgraph=True, backend="aot_eager")
         first, second = compiled(mean, log_std)[0], compiled(mean, log_std)[0]
         assert not torch.equal(first, second)
 
@@ -520,6 +510,6 @@ class TestBadInput:
     def test_mixed_devices(self):
         with pytest.raises(ValueError, match="log_std: expected device cuda:0 like mean, got cpu"):
             ops.tanh_gaussian_rsample(torch.zeros(4, 3, device="cuda"), torch.zeros(4, 3))
+        zero = torch.zeros(4, 3, device="cuda")
         with pytest.raises(ValueError, match="generator: expected a generator on cuda"):
-            zero = torch.zeros(4, 3, device="cuda")
             ops.tanh_gaussian_rsample(zero, zero, generator=torch.Generator())

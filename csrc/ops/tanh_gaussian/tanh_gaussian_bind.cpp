@@ -1,6 +1,5 @@
 // Torch checks, schemas, autograd, and registration on CPU and CUDA.
 #include <ATen/CPUGeneratorImpl.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -279,38 +278,26 @@ const auto& log_prob_backward_op() {
   return op;
 }
 
-struct RsampleFunction : torch::autograd::Function<RsampleFunction> {
-  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx, const Tensor& mean,
-                                                const Tensor& log_std, const OptionalTensor& noise,
-                                                const std::optional<at::Generator>& generator,
-                                                const OptionalTensor& philox_state, const std::string& bounding,
-                                                double low, double high, const OptionalTensor& action_scale) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    auto [action, log_prob, drawn] = rsample_op().call(mean, log_std, noise, generator, philox_state, bounding, low,
-                                                       high, action_scale, /*save_noise=*/true);
-    ctx->save_for_backward(
-        {mean, log_std, given(noise) ? *noise : drawn, given(action_scale) ? *action_scale : Tensor()});
-    ctx->saved_data["bounding"] = bounding;
-    ctx->saved_data["low"] = low;
-    ctx->saved_data["high"] = high;
-    ctx->set_materialize_grads(false);
-    ctx->mark_non_differentiable({drawn});
-    return {action, log_prob, drawn};
+struct RsampleBackward : BackwardNode {
+  SavedVariable mean, log_std, noise, action_scale;
+  std::string bounding;
+  double low = 0, high = 0;
+
+  variable_list apply(variable_list&& grads) override {
+    if (!grads[0].defined() && !grads[1].defined()) return variable_list(2);
+    const auto self = getptr();
+    const Tensor mean_value = mean.unpack(self), log_std_value = log_std.unpack(self);
+    auto [grad_mean, grad_log_std] =
+        rsample_backward_op().call(as_optional(grads[0]), as_optional(grads[1]), mean_value, log_std_value,
+                                   noise.unpack(self), bounding, low, high, as_optional(action_scale.unpack(self)));
+    return {sum_to(grad_mean, mean_value), sum_to(grad_log_std, log_std_value)};
   }
 
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 const torch::autograd::variable_list& grads) {
-    torch::autograd::variable_list result(9);
-    if (!grads[0].defined() && !grads[1].defined()) return result;
-    const auto saved = ctx->get_saved_variables();
-    auto [grad_mean, grad_log_std] =
-        rsample_backward_op().call(as_optional(grads[0]), as_optional(grads[1]), saved[0], saved[1], saved[2],
-                                   ctx->saved_data["bounding"].toStringRef(), ctx->saved_data["low"].toDouble(),
-                                   ctx->saved_data["high"].toDouble(), as_optional(saved[3]));
-    result[0] = sum_to(grad_mean, saved[0]);
-    result[1] = sum_to(grad_log_std, saved[1]);
-    return result;
+  void release_variables() override {
+    for (SavedVariable* saved : {&mean, &log_std, &noise, &action_scale}) saved->reset_data();
   }
+
+  std::string name() const override { return "TanhGaussianRsampleBackward"; }
 };
 
 std::tuple<Tensor, Tensor, Tensor> rsample_autograd(const Tensor& mean, const Tensor& log_std,
@@ -318,18 +305,26 @@ std::tuple<Tensor, Tensor, Tensor> rsample_autograd(const Tensor& mean, const Te
                                                     const OptionalTensor& philox_state,
                                                     c10::string_view log_std_bounding, double low, double high,
                                                     const OptionalTensor& action_scale, bool save_noise) {
-  if (at::GradMode::is_enabled()) {
-    check_no_grad("noise", noise);
-    check_no_grad("action_scale", action_scale);
-    if (mean.requires_grad() || log_std.requires_grad()) {
-      auto out = RsampleFunction::apply(mean, log_std, noise, generator, philox_state, std::string(log_std_bounding),
-                                        low, high, action_scale);
-      return {out[0], out[1], out[2]};
-    }
-  }
-  const at::AutoDispatchBelowADInplaceOrView below;
-  return rsample_op().call(mean, log_std, noise, generator, philox_state, log_std_bounding, low, high, action_scale,
-                           save_noise);
+  const auto forward = [&](bool save) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return rsample_op().call(mean, log_std, noise, generator, philox_state, log_std_bounding, low, high, action_scale,
+                             save);
+  };
+  if (!at::GradMode::is_enabled()) return forward(save_noise);
+  check_no_grad("noise", noise);
+  check_no_grad("action_scale", action_scale);
+  if (!mean.requires_grad() && !log_std.requires_grad()) return forward(save_noise);
+  auto node = backward_node<RsampleBackward>({mean, log_std});
+  auto out = forward(/*save=*/true);
+  node->mean = SavedVariable(mean, /*is_output=*/false);
+  node->log_std = SavedVariable(log_std, false);
+  node->noise = SavedVariable(given(noise) ? *noise : std::get<2>(out), false);
+  if (given(action_scale)) node->action_scale = SavedVariable(*action_scale, false);
+  node->bounding = std::string(log_std_bounding);
+  node->low = low;
+  node->high = high;
+  torch::autograd::set_history({std::get<0>(out), std::get<1>(out)}, node);
+  return out;
 }
 
 std::tuple<Tensor, Tensor> rsample_backward_autograd(const OptionalTensor& grad_action,
@@ -348,26 +343,37 @@ std::tuple<Tensor, Tensor> rsample_backward_autograd(const OptionalTensor& grad_
   return {once[0], once[1]};
 }
 
-struct LogProbFunction : torch::autograd::Function<LogProbFunction> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& pre_tanh, const Tensor& mean,
-                        const Tensor& log_std) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({pre_tanh, mean, log_std});
-    return log_prob_op().call(pre_tanh, mean, log_std);
+struct LogProbBackward : BackwardNode {
+  SavedVariable pre_tanh, mean, log_std;
+
+  variable_list apply(variable_list&& grads) override {
+    if (!grads[0].defined()) return variable_list(3);
+    const auto self = getptr();
+    const Tensor z = pre_tanh.unpack(self), mean_value = mean.unpack(self), log_std_value = log_std.unpack(self);
+    auto [grad_z, grad_mean, grad_log_std] = log_prob_backward_op().call(grads[0], z, mean_value, log_std_value);
+    return {sum_to(grad_z, z), sum_to(grad_mean, mean_value), sum_to(grad_log_std, log_std_value)};
   }
 
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 const torch::autograd::variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    auto [grad_z, grad_mean, grad_log_std] = log_prob_backward_op().call(grads[0], saved[0], saved[1], saved[2]);
-    return {sum_to(grad_z, saved[0]), sum_to(grad_mean, saved[1]), sum_to(grad_log_std, saved[2])};
+  void release_variables() override {
+    for (SavedVariable* saved : {&pre_tanh, &mean, &log_std}) saved->reset_data();
   }
+
+  std::string name() const override { return "TanhGaussianLogProbBackward"; }
 };
 
 Tensor log_prob_autograd(const Tensor& pre_tanh, const Tensor& mean, const Tensor& log_std) {
-  if (any_requires_grad({pre_tanh, mean, log_std})) return LogProbFunction::apply(pre_tanh, mean, log_std);
-  const at::AutoDispatchBelowADInplaceOrView below;
-  return log_prob_op().call(pre_tanh, mean, log_std);
+  const auto forward = [&] {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return log_prob_op().call(pre_tanh, mean, log_std);
+  };
+  if (!any_requires_grad({pre_tanh, mean, log_std})) return forward();
+  auto node = backward_node<LogProbBackward>({pre_tanh, mean, log_std});
+  Tensor result = forward();
+  node->pre_tanh = SavedVariable(pre_tanh, /*is_output=*/false);
+  node->mean = SavedVariable(mean, false);
+  node->log_std = SavedVariable(log_std, false);
+  torch::autograd::set_history(result, node);
+  return result;
 }
 
 std::tuple<Tensor, Tensor, Tensor> log_prob_backward_autograd(const Tensor& grad_log_prob, const Tensor& pre_tanh,

@@ -1,5 +1,4 @@
 // Torch checks, schemas, autograd, and registration on CPU and CUDA.
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "../binding.h"
@@ -139,55 +138,63 @@ const auto& target_backward_op() {
   return op;
 }
 
-struct TargetFunction : torch::autograd::Function<TargetFunction> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& reward, const Tensor& terminated,
-                        const Tensor& next_q1, const Tensor& next_q2, const Tensor& next_log_prob,
-                        const OptionalTensor& alpha, double alpha_value, const OptionalTensor& gamma,
-                        double gamma_value) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({terminated, next_q1, next_q2, next_log_prob, given(alpha) ? *alpha : Tensor(),
-                            given(gamma) ? *gamma : Tensor()});
-    ctx->saved_data["alpha_value"] = alpha_value;
-    ctx->saved_data["gamma_value"] = gamma_value;
-    ctx->saved_data["needs_grad_alpha"] = given(alpha) && alpha->requires_grad();
-    return target_op().call(reward, terminated, next_q1, next_q2, next_log_prob, alpha, alpha_value, gamma,
-                            gamma_value);
-  }
+struct TargetBackward : BackwardNode {
+  SavedVariable terminated, next_q1, next_q2, next_log_prob, alpha, gamma;
+  double alpha_value = 0, gamma_value = 0;
 
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 const torch::autograd::variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    const bool needs_grad_alpha = ctx->saved_data["needs_grad_alpha"].toBool();
-    auto [grad_q1, grad_q2, grad_log_prob, grad_alpha] =
-        target_backward_op().call(grads[0], saved[0], saved[1], saved[2], saved[3], as_optional(saved[4]),
-                                  ctx->saved_data["alpha_value"].toDouble(), as_optional(saved[5]),
-                                  ctx->saved_data["gamma_value"].toDouble(), needs_grad_alpha);
-    torch::autograd::variable_list result(9);
-    result[2] = grad_q1;
-    result[3] = grad_q2;
-    result[4] = grad_log_prob;
+  // Edges: next_q1, next_q2, next_log_prob, alpha.
+  variable_list apply(variable_list&& grads) override {
+    variable_list result(4);
+    if (!grads[0].defined()) return result;
+    const auto self = getptr();
+    const Tensor alpha_tensor = alpha.unpack(self);
+    const bool needs_grad_alpha = task_should_compute_output(3);
+    auto [grad_q1, grad_q2, grad_log_prob, grad_alpha] = target_backward_op().call(
+        grads[0], terminated.unpack(self), next_q1.unpack(self), next_q2.unpack(self), next_log_prob.unpack(self),
+        as_optional(alpha_tensor), alpha_value, as_optional(gamma.unpack(self)), gamma_value, needs_grad_alpha);
+    result[0] = grad_q1;
+    result[1] = grad_q2;
+    result[2] = grad_log_prob;
     if (needs_grad_alpha) {
-      result[5] = saved[4].sym_sizes() == grad_alpha.sym_sizes() ? grad_alpha
-                                                                 : grad_alpha.sum().view_symint(saved[4].sym_sizes());
+      result[3] = alpha_tensor.sym_sizes() == grad_alpha.sym_sizes()
+                      ? grad_alpha
+                      : grad_alpha.sum().view_symint(alpha_tensor.sym_sizes());
     }
     return result;
   }
+
+  void release_variables() override {
+    for (SavedVariable* saved : {&terminated, &next_q1, &next_q2, &next_log_prob, &alpha, &gamma}) saved->reset_data();
+  }
+
+  std::string name() const override { return "TwinQTargetBackward"; }
 };
 
 Tensor target_autograd(const Tensor& reward, const Tensor& terminated, const Tensor& next_q1, const Tensor& next_q2,
                        const Tensor& next_log_prob, const OptionalTensor& alpha, double alpha_value,
                        const OptionalTensor& gamma, double gamma_value) {
-  if (at::GradMode::is_enabled()) {
-    check_no_grad("reward", reward);
-    check_no_grad("terminated", terminated);
-    check_no_grad("gamma", gamma);
-    if (any_requires_grad({next_q1, next_q2, next_log_prob, alpha})) {
-      return TargetFunction::apply(reward, terminated, next_q1, next_q2, next_log_prob, alpha, alpha_value, gamma,
-                                   gamma_value);
-    }
-  }
-  const at::AutoDispatchBelowADInplaceOrView below;
-  return target_op().call(reward, terminated, next_q1, next_q2, next_log_prob, alpha, alpha_value, gamma, gamma_value);
+  const auto forward = [&] {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return target_op().call(reward, terminated, next_q1, next_q2, next_log_prob, alpha, alpha_value, gamma,
+                            gamma_value);
+  };
+  if (!at::GradMode::is_enabled()) return forward();
+  check_no_grad("reward", reward);
+  check_no_grad("terminated", terminated);
+  check_no_grad("gamma", gamma);
+  if (!any_requires_grad({next_q1, next_q2, next_log_prob, alpha})) return forward();
+  auto node = backward_node<TargetBackward>({next_q1, next_q2, next_log_prob, given(alpha) ? *alpha : Tensor()});
+  Tensor result = forward();
+  node->terminated = SavedVariable(terminated, /*is_output=*/false);
+  node->next_q1 = SavedVariable(next_q1, false);
+  node->next_q2 = SavedVariable(next_q2, false);
+  node->next_log_prob = SavedVariable(next_log_prob, false);
+  if (given(alpha)) node->alpha = SavedVariable(*alpha, false);
+  if (given(gamma)) node->gamma = SavedVariable(*gamma, false);
+  node->alpha_value = alpha_value;
+  node->gamma_value = gamma_value;
+  torch::autograd::set_history(result, node);
+  return result;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> target_backward_autograd(const Tensor& grad_target, const Tensor& terminated,

@@ -1,0 +1,96 @@
+# Each target sets up what it needs and runs. From a fresh clone: `make train`, `make test`.
+# Needs git, make, a C++ compiler and Python 3.11 or later; pip brings everything else, CMake and ninja too.
+
+PYTHON ?= python3
+
+# What `make train` trains, and for how many transitions (a few minutes on two cores).
+ENV_ID ?= HalfCheetah-v5
+STEPS ?= 10000
+# What `make bench` adds to the command: make bench BENCH="--threads 1"
+BENCH ?=
+
+VENV := .venv
+CUDA_VENV := .venv-cuda
+# The CPU set-up is pinned: a bare `torch` can bring gigabytes of CUDA packages to a machine without a GPU.
+TORCH := torch==2.13.0
+CUDA_TORCH := torch==2.14.1
+
+NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
+FORMATTED := $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+# Prints requirements from pyproject.toml, so that they stand in one place.
+REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
+	build, project = p["build-system"]["requires"], p["project"]; \
+	extra = [*project["dependencies"], *project["optional-dependencies"]["dev"]] if "dev" in sys.argv else []; \
+	print(*build, *extra, sep="\n")
+
+.PHONY: train test bench bench-collect lint format setup cuda-compile cuda-build gpu-check clean
+
+train: setup
+	$(VENV)/bin/sacfast train --env-id $(ENV_ID) --total-timesteps $(STEPS)
+
+test: lint
+	$(VENV)/bin/python -m pytest
+
+bench: setup
+	$(VENV)/bin/sacfast benchmark ops $(BENCH)
+
+bench-collect: setup
+	$(VENV)/bin/sacfast benchmark collect $(BENCH)
+
+lint: setup
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(FORMATTED)
+
+format: setup
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+	$(VENV)/bin/clang-format -i $(FORMATTED)
+
+# ---- Set-up: stamps, so that a change of dependencies installs and a change of native sources builds ------------
+
+setup: $(VENV)/.built
+
+# torch comes first and alone: what depends on it must find the pinned one.
+$(VENV)/.dependencies: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -qq --upgrade pip
+	$(VENV)/bin/python -m pip install -qq $(TORCH)
+	$(VENV)/bin/python -c '$(REQUIREMENTS)' dev > $(VENV)/requirements.txt
+	$(VENV)/bin/python -m pip install -qq $(TORCH) -r $(VENV)/requirements.txt
+	touch $@
+
+$(VENV)/.built: $(VENV)/.dependencies $(NATIVE)
+	$(VENV)/bin/python -m pip install -qq --no-build-isolation --no-deps --editable .
+	touch $@
+
+# ---- CUDA, on any machine with nvcc; none of this needs a GPU -----------------------------------------------------
+
+# All .cu files for sm_80 and sm_90a (SACFAST_CUDA_ARCHITECTURES in CMakeLists.txt), without a CUDA build of torch.
+cuda-compile: $(VENV)/.dependencies
+	$(VENV)/bin/cmake -S . -B build/cuda-kernels -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV)/bin/ninja) \
+		-DPython_EXECUTABLE=$(abspath $(VENV)/bin/python) -DSACFAST_CUDA=OFF $(SACFAST_CMAKE_ARGS)
+	$(VENV)/bin/cmake --build build/cuda-kernels --target cuda_kernels
+
+$(CUDA_VENV)/.dependencies: pyproject.toml
+	$(PYTHON) -m venv $(CUDA_VENV)
+	$(CUDA_VENV)/bin/python -m pip install -qq --upgrade pip
+	$(CUDA_VENV)/bin/python -m pip install -qq $(CUDA_TORCH)
+	$(CUDA_VENV)/bin/python -c '$(REQUIREMENTS)' > $(CUDA_VENV)/requirements.txt
+	$(CUDA_VENV)/bin/python -m pip install -qq $(CUDA_TORCH) -r $(CUDA_VENV)/requirements.txt
+	touch $@
+
+# The whole library against a CUDA build of torch, in a folder of its own: the CPU set-up stays as it is.
+cuda-build: $(CUDA_VENV)/.dependencies
+	$(CUDA_VENV)/bin/cmake -S . -B build/cuda-library -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(CUDA_VENV)/bin/ninja) \
+		-DPython_EXECUTABLE=$(abspath $(CUDA_VENV)/bin/python) -DSACFAST_CUDA=ON $(SACFAST_CMAKE_ARGS)
+	$(CUDA_VENV)/bin/cmake --build build/cuda-library --target _ops
+	$(CUDA_VENV)/bin/python .ci/show_cuda_ops.py build/cuda-library/_ops.so
+
+# On a machine with a GPU: builds against the torch of $(PYTHON), tests and measures there. Needs no network.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check
+
+clean:
+	rm -rf $(VENV) $(CUDA_VENV) build *.egg-info sacfast/_ops.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

@@ -1,0 +1,195 @@
+"""The speed of the ops against plain torch. pytest-benchmark runs the rounds and keeps the record.
+
+A case is an op at a size with its contenders: "fused" is ours, the others do the same in plain torch. A new op is
+a function that makes a case, and a line of `CASES`.
+
+Forward and backward together go through `torch.autograd.grad(outputs, inputs, grad_outputs)` for all contenders: the
+call into autograd with the least Python around it that does not also add up `.grad`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import pytest
+import torch
+from torch import Tensor
+
+from sacfast import ops
+from sacfast.benchmark.harness import Contender, Rounds, Settings
+from sacfast.ops.polyak import polyak_update_reference_
+from sacfast.ops.tanh_gaussian import tanh_gaussian_log_prob_reference, tanh_gaussian_rsample_reference
+from sacfast.ops.twin_q import twin_q_target_reference
+
+FUSED = "fused"
+COPY = "copy"
+
+TAU = 0.005
+# The twin critics of HalfCheetah (observation 17, action 6) with hidden layers 256-256: weight and bias by layer.
+CRITIC_SHAPES = [(256, 23), (256,), (256, 256), (256,), (1, 256), (1,)]
+# Elements of one argument at which an op is bound by memory and no cache holds its arguments.
+LARGE = {"cpu": 2**22, "cuda": 2**26}
+
+
+class Case(NamedTuple):
+    """An op at a size."""
+
+    op: str
+    size: str
+    contenders: dict[str, Contender]
+    bytes_moved: int | None = None  # read and written at least by one call; None: too small for it to matter
+
+
+class PytestBenchmark(Protocol):
+    """What is used of pytest-benchmark's fixture."""
+
+    extra_info: dict[str, Any]
+
+    def pedantic(self, target: Callable[[], None], *, rounds: int, warmup_rounds: int) -> None:
+        """Call `target` that often, and time it."""
+        ...
+
+
+def rsample_forward(rows: int, cols: int, device: str, memory_bound: bool = False) -> Case:
+    """Sample with log-probability, the noise drawn inside, without autograd."""
+    mean, log_std = _normal(rows, cols, device=device), _normal(rows, cols, device=device)
+    reads_and_writes = 3 * mean.nbytes + mean.nbytes // cols  # mean, log_std, action; log_prob
+    contenders: dict[str, Contender] = {
+        FUSED: lambda: ops.tanh_gaussian_rsample(mean, log_std),
+        "plain torch": lambda: tanh_gaussian_rsample_reference(mean, log_std),
+    }
+    moved = reads_and_writes if memory_bound else None
+    return Case("tanh_gaussian_rsample forward", f"[{rows}, {cols}]", contenders, moved)
+
+
+def rsample_forward_backward(rows: int, cols: int, device: str) -> Case:
+    """Sample and differentiate, with fixed gradients of action and log_prob."""
+    mean = _normal(rows, cols, device=device).requires_grad_()
+    log_std = _normal(rows, cols, device=device).requires_grad_()
+    gradients = [_normal(rows, cols, device=device), _normal(rows, device=device)]
+    inputs = [mean, log_std]
+    contenders: dict[str, Contender] = {
+        FUSED: lambda: torch.autograd.grad(ops.tanh_gaussian_rsample(mean, log_std), inputs, gradients),
+        "plain torch": lambda: torch.autograd.grad(tanh_gaussian_rsample_reference(mean, log_std), inputs, gradients),
+    }
+    return Case("tanh_gaussian_rsample forward + backward", f"[{rows}, {cols}]", contenders)
+
+
+def log_prob(rows: int, cols: int, device: str) -> Case:
+    """Log-probability of a known pre-tanh value, without autograd."""
+    arguments = [_normal(rows, cols, device=device) for _ in range(3)]
+    contenders: dict[str, Contender] = {
+        FUSED: lambda: ops.tanh_gaussian_log_prob(*arguments),
+        "plain torch": lambda: tanh_gaussian_log_prob_reference(*arguments),
+    }
+    return Case("tanh_gaussian_log_prob forward", f"[{rows}, {cols}]", contenders)
+
+
+def twin_q_target(rows: int, device: str, memory_bound: bool = False) -> Case:
+    """Bellman targets with a temperature that is learned, so a tensor; no autograd, as in a SAC update."""
+    reward, next_q1, next_q2, next_log_prob = (_normal(rows, device=device) for _ in range(4))
+    terminated = (_normal(rows, device=device) > 1).float()
+    alpha = torch.tensor(0.2, device=device)
+    arguments = reward, terminated, next_q1, next_q2, next_log_prob, alpha, 0.99
+    contenders: dict[str, Contender] = {
+        FUSED: lambda: ops.twin_q_target(*arguments),
+        "plain torch": lambda: twin_q_target_reference(*arguments),
+    }
+    return Case("twin_q_target", f"[{rows}]", contenders, 6 * reward.nbytes if memory_bound else None)
+
+
+def polyak(shapes: Sequence[tuple[int, ...]], size: str, device: str, memory_bound: bool = False) -> Case:
+    """Target parameters towards online ones, one tensor each for a weight or bias."""
+    targets, onlines = ([_normal(*shape, device=device) for shape in shapes] for _ in range(2))
+
+    def loop_of_expressions() -> None:
+        for target, online in zip(targets, onlines, strict=True):
+            target.copy_(TAU * online + (1 - TAU) * target)  # as CleanRL writes it
+
+    contenders: dict[str, Contender] = {
+        FUSED: lambda: ops.polyak_update_(targets, onlines, TAU),
+        "loop of lerp_": lambda: polyak_update_reference_(targets, onlines, TAU),
+        "loop of copy_": loop_of_expressions,
+        "_foreach_lerp_": lambda: torch._foreach_lerp_(targets, onlines, TAU),
+    }
+    moved = 3 * sum(target.nbytes for target in targets) if memory_bound else None
+    return Case("polyak_update_", size, contenders, moved)
+
+
+def _large_rsample(device: str) -> Case:
+    return rsample_forward(_large(device) // 16, 17, device, memory_bound=True)
+
+
+def _large_twin_q_target(device: str) -> Case:
+    return twin_q_target(_large(device), device, memory_bound=True)
+
+
+def _large_polyak(device: str) -> Case:
+    shapes = [(_large(device) // 4,)] * 4
+    return polyak(shapes, f"4 x [{_large(device) // 4}]", device, memory_bound=True)
+
+
+CASES: dict[str, Callable[[str], Case]] = {
+    "rsample_256x6": partial(rsample_forward, 256, 6),
+    "rsample_backward_256x6": partial(rsample_forward_backward, 256, 6),
+    "rsample_65536x17": partial(rsample_forward, 65536, 17),
+    "rsample_backward_65536x17": partial(rsample_forward_backward, 65536, 17),
+    "log_prob_256x6": partial(log_prob, 256, 6),
+    "twin_q_256": partial(twin_q_target, 256),
+    "polyak_twin_critics": partial(polyak, 2 * CRITIC_SHAPES, "twin critics, 12 tensors"),
+    "rsample_large": _large_rsample,
+    "twin_q_large": _large_twin_q_target,
+    "polyak_large": _large_polyak,
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_op(name: str, settings: Settings, benchmark: PytestBenchmark) -> None:
+    """Measure a case; a round of pytest-benchmark is one of `Rounds`, with every contender in it."""
+    case = CASES[name](settings.device)
+    contenders = dict(case.contenders)
+    if case.bytes_moved is not None:
+        contenders[COPY] = _copy_of(case.bytes_moved, settings.device)
+    rounds = Rounds(contenders, settings)
+    benchmark.pedantic(rounds.run_one, rounds=settings.rounds, warmup_rounds=settings.warmup_rounds)
+    rounds.keep_last(settings.rounds)
+    benchmark.extra_info.update({"name": name, **summarize(case, rounds)})
+
+
+def summarize(case: Case, rounds: Rounds) -> dict[str, Any]:
+    """Return a case's figures, JSON-safe: times in microseconds, ratios to the fused op, share of bandwidth."""
+    others = [name for name in case.contenders if name != FUSED]
+    return {
+        "op": case.op,
+        "size": case.size,
+        "microseconds": {name: rounds.spread(name).to_dict(1e6) for name in case.contenders},
+        "times_slower_than_fused": {name: rounds.ratio(name, FUSED).to_dict() for name in others},
+        "bandwidth": None if case.bytes_moved is None else _bandwidth(case.bytes_moved, rounds),
+    }
+
+
+def _bandwidth(moved: int, rounds: Rounds) -> dict[str, Any]:
+    copy = rounds.spread(COPY)
+    return {
+        "bytes_moved": moved,
+        "copy_gigabytes_per_second": moved / copy.p50 * 1e-9,
+        # Both move the same number of bytes, so the ratio of their times is the share of the copy's bandwidth.
+        "fraction_of_copy": {name: rounds.ratio(COPY, name).to_dict() for name in rounds.seconds if name != COPY},
+    }
+
+
+def _copy_of(moved: int, device: str) -> Contender:
+    """Return a copy that reads half of `moved` bytes and writes the other half."""
+    source = torch.zeros(moved // 8, device=device)
+    target = torch.ones_like(source)
+    return lambda: target.copy_(source)
+
+
+def _normal(*shape: int, device: str) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _large(device: str) -> int:
+    return LARGE[torch.device(device).type]

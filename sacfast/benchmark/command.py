@@ -1,0 +1,176 @@
+"""`sacfast benchmark ops` and `sacfast benchmark collect`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import shlex
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sacfast.cli import UsageError, parse
+
+
+@dataclasses.dataclass(frozen=True)
+class OpsOptions:
+    """Time the fused ops against plain torch, side by side; print a table and write JSON."""
+
+    device: str = "cpu"
+    """Where the ops run: "cpu", "cuda" or "cuda:N"."""
+    threads: int = 2
+    """Threads of torch's CPU operators."""
+    rounds: int = 50
+    """Rounds; in each, every contender is timed once."""
+    warmup_rounds: int = 3
+    """Rounds before those, which do not count."""
+    sample_milliseconds: float = 5.0
+    """How long one contender is called in a round."""
+    only: tuple[str, ...] = ()
+    """Names of the cases to measure; none: all."""
+    output: Path = Path("benchmark_ops.json")
+    """The file to write."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectOptions:
+    """Time collection by the trainer, without updates, against EnvPool's bare stepping."""
+
+    env_id: str = "HalfCheetah-v5"
+    """A task of EnvPool."""
+    num_envs: int = 16
+    """Environments, stepped all at once."""
+    env_threads: int | None = None
+    """EnvPool's threads; None: the usable cores, at most `num_envs`."""
+    rounds: int = 10
+    """Rounds; in each, both are timed once."""
+    steps: int = 1000
+    """Steps of every environment in a round."""
+    device: str = "cpu"
+    """Where the policy and the replay buffer are: "cpu", "cuda" or "cuda:N"."""
+    output: Path = Path("benchmark_collect.json")
+    """The file to write."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run `sacfast benchmark ARGUMENTS`; return the exit code."""
+    name, *rest = list(arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print("usage: sacfast benchmark {ops,collect} [OPTIONS]\n\n" + "\n".join(_SUMMARIES))
+        return 0
+    if name not in BENCHMARKS:
+        raise UsageError(f"unknown benchmark {name!r}; expected one of {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[name](rest)
+
+
+def _ops(arguments: Sequence[str]) -> int:
+    options = parse("benchmark ops", OpsOptions, arguments)
+    if missing := [name for name in ("pytest", "pytest_benchmark") if importlib.util.find_spec(name) is None]:
+        raise UsageError(f"{' and '.join(missing)} missing: pip install 'sacfast[benchmark]'")
+
+    from sacfast.benchmark import bench_ops, report
+
+    _require_device(options.device)
+    if unknown := sorted(set(options.only) - set(bench_ops.CASES)):
+        raise UsageError(f"only: expected some of {', '.join(bench_ops.CASES)}, got {', '.join(unknown)}")
+    measured = _run_pytest(options)
+    if measured is None:
+        return 1
+    rows = [benchmark["extra_info"] for benchmark in measured["benchmarks"]]
+    _write("ops", options, arguments, rows)
+    print(f"{report.ops_table(rows)}\n\n{_where(options)}")
+    return 0
+
+
+def _run_pytest(options: OpsOptions) -> dict[str, Any] | None:
+    """Run the cases by pytest-benchmark with the settings given; return its record, None if one failed."""
+    import pytest
+    import torch
+
+    from sacfast.benchmark import bench_ops
+    from sacfast.benchmark.harness import Settings
+
+    try:
+        settings = Settings(
+            options.device, options.threads, options.rounds, options.warmup_rounds, options.sample_milliseconds
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+    class GiveSettings:
+        @pytest.fixture
+        def settings(self) -> Settings:
+            return settings
+
+    file = Path(bench_ops.__file__)
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        record = Path(folder) / "record.json"
+        # Nothing of the folder in which the command is given: no configuration, no conftest, no cache.
+        isolation = ["-c", os.devnull, "--rootdir", folder, "--noconftest", "-p", "no:cacheprovider"]
+        quiet = ["-qq", "--no-header", "--disable-warnings", "--assert=plain", "--benchmark-quiet"]
+        cases = [f"{file}::test_op[{name}]" for name in options.only or bench_ops.CASES]
+        code = pytest.main([*isolation, *quiet, f"--benchmark-json={record}", *cases], plugins=[GiveSettings()])
+        torch.set_num_threads(before)
+        if code != pytest.ExitCode.OK:
+            return None
+        content: dict[str, Any] = json.loads(record.read_text())
+    return content
+
+
+def _collect(arguments: Sequence[str]) -> int:
+    options = parse("benchmark collect", CollectOptions, arguments)
+    threads = options.env_threads or min(len(os.sched_getaffinity(0)), options.num_envs)
+
+    from sacfast.benchmark import bench_collect, report
+
+    _require_device(options.device)
+    try:
+        row = bench_collect.measure(
+            options.env_id, options.num_envs, threads, options.rounds, options.steps, options.device
+        )
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    _write("collect", options, arguments, [row])
+    print(f"{report.collect_table(row)}\n\n{_where(options)}")
+    return 0
+
+
+def _require_device(device: str) -> None:
+    import torch
+
+    from sacfast import _ext
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise UsageError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {device!r}")
+    if kind == "cuda" and (reason := _ext.info()["cuda_reason"]):
+        raise UsageError(f"device: {device!r} cannot be used: {reason}")
+
+
+def _write(name: str, options: OpsOptions | CollectOptions, arguments: Sequence[str], rows: list[Any]) -> None:
+    from sacfast.benchmark import report
+
+    settings = {key: value for key, value in dataclasses.asdict(options).items() if key != "output"}
+    command = shlex.join(["sacfast", "benchmark", name, *arguments])
+    content = {"benchmark": name, **report.provenance(command), "settings": settings, "rows": rows}
+    report.write_json(options.output, content)
+
+
+def _where(options: OpsOptions | CollectOptions) -> str:
+    return f"written to {options.output}"
+
+
+BENCHMARKS: dict[str, Callable[[Sequence[str]], int]] = {"ops": _ops, "collect": _collect}
+_SUMMARIES = [
+    "  ops      the fused ops against plain torch",
+    "  collect  the trainer's collection against EnvPool's bare stepping",
+    "\n`sacfast benchmark ops --help` and `sacfast benchmark collect --help` list the options.",
+]

@@ -1,0 +1,347 @@
+"""The `sacfast` command. A subcommand is one entry of `COMMANDS`.
+
+torch and the environments take seconds to import: only the subcommands that need them do so, when they run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_type_hints
+
+import tyro
+
+from sacfast import __version__
+from sacfast.config import SACConfig, TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from sacfast.trainer import SAC
+
+Options = TypeVar("Options")
+
+FAILED = 1
+BAD_USAGE = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class UsageError(Exception):
+    """What the user asked for cannot be done; the message is one line that says what is allowed."""
+
+
+class Command(NamedTuple):
+    """A subcommand."""
+
+    summary: str
+    run: Callable[[Sequence[str]], int]  # takes the arguments after the command's name, returns the exit code
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Train SAC on a task. Without --run-dir the run goes to runs/ENV_ID-seedSEED-DATE-TIME."""
+
+    run: TrainConfig
+    """The run: its task, length, seed, machine and files."""
+    algorithm: SACConfig = dataclasses.field(default_factory=SACConfig)
+    """The algorithm. v1 is arXiv 1801.01290, v2 is arXiv 1812.05905."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Run whole episodes with a trained policy; print the mean and standard deviation of the return."""
+
+    path: tyro.conf.Positional[Path]
+    """A checkpoint, or a run directory, whose newest checkpoint is taken."""
+    episodes: int = 100
+    """Episodes, spread evenly over environments."""
+    seed: int | None = None
+    """Seed of the environments; None: the run's. Training never uses the same ones."""
+    deterministic: bool = True
+    """Whether to act by the mean action, or by samples."""
+    device: str = "auto"
+    """Where the policy works: "cpu", "cuda", "cuda:N", or "auto" (CUDA where there is one)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DoctorOptions:
+    """Print versions, the processor's level, the GPU and the kernels in use; check the ops."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (None: this process's) and return the exit code.
+
+    0: done. 1: the command failed. 2: it was asked for in a wrong way. 130: it was interrupted.
+    """
+    name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    if name in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if name == "--version":
+        print(f"sacfast {__version__}")
+        return 0
+    if name not in COMMANDS:
+        print(f"sacfast: unknown command {name!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return BAD_USAGE
+    try:
+        return COMMANDS[name].run(rest)
+    except UsageError as error:
+        print(f"sacfast {name}: {error}", file=sys.stderr)
+        return BAD_USAGE
+    except ImportError as error:  # the native library is not built, or an optional package is not installed
+        print(f"sacfast {name}: {_one_line(error)}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def parse(command: str, options: type[Options], arguments: Sequence[str]) -> Options:
+    """Build a dataclass from command-line flags; `--help` prints them and leaves the program.
+
+    Args:
+        command: the subcommand's name, for messages.
+        options: a dataclass; fields of nested dataclasses are flags without a prefix.
+        arguments: after the command's name.
+
+    Raises:
+        UsageError: a flag that does not exist, or a value that is not allowed.
+    """
+    _check_flags(command, options, arguments)
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(
+                tyro.conf.configure(tyro.conf.OmitArgPrefixes)(options),
+                prog=f"sacfast {command}",
+                args=list(arguments),
+            )
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    except SystemExit as leaving:
+        if not leaving.code:
+            raise
+        message = condense(box.getvalue())
+        if "expected" not in message.lower():
+            message += f"; `sacfast {command} --help` lists what is allowed"
+        raise UsageError(message) from None
+
+
+def condense(report: str) -> str:
+    """Make one line of what tyro reports: what is wrong, and what is expected.
+
+    The report is a box with a title in its frame, or where the terminal's encoding has no frames, a title
+    above a rule. Rules cut it into the message, the flag's own help, and where to find all of it.
+    """
+    framed = "│" in report
+    sections: list[list[str]] = [[]]
+    for line in report.splitlines():
+        text = line.strip("│ ")
+        if text and not text.strip("─-"):
+            sections.append([])
+        elif text and not text.startswith(("╭", "╰")):
+            sections[-1].append(text)
+    sections = [section for section in (sections if framed else sections[1:]) if section]
+    if not sections:
+        return " ".join(report.split())
+    message = " ".join(sections[0]).partition(" Got errors:")[0].rstrip(".")
+    message = re.sub(r"^Error parsing (?!-)[^:]*: ", "", message).removeprefix("Error parsing ")
+    helps = [section for section in sections if section[0] == "Argument helptext:"]
+    return f"{message}; expected {helps[0][1]}" if helps else message
+
+
+def _check_flags(command: str, options: type[Any], arguments: Sequence[str]) -> None:
+    """Refuse a flag that does not exist, with the closest one that does."""
+    known = {"--help", *_flags(options)}
+    for argument in arguments:
+        flag = argument.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in known:
+            close = difflib.get_close_matches(flag, known, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise UsageError(f"unknown flag {flag}; {hint}`sacfast {command} --help` lists them")
+
+
+def _flags(options: type[Any]) -> Iterator[str]:
+    """Yield the flags of a dataclass and of those in it."""
+    hints = get_type_hints(options)
+    for field in dataclasses.fields(options):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _flags(hints[field.name])
+        else:
+            name = field.name.replace("_", "-")
+            yield f"--{name}"
+            if hints[field.name] is bool:
+                yield f"--no-{name}"
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return (
+        "usage: sacfast COMMAND [OPTIONS]\n\n"
+        "Soft Actor-Critic at the speed of the machine.\n\n"
+        f"commands:\n{commands}\n\n"
+        "`sacfast COMMAND --help` lists a command's options, `sacfast --version` prints the version."
+    )
+
+
+def _train(arguments: Sequence[str]) -> int:
+    options = parse("train", TrainOptions, arguments)
+    train = options.run
+    if train.run_dir is None:
+        name = f"{train.env_id.replace('/', '-')}-seed{train.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        train = dataclasses.replace(train, run_dir=Path("runs") / name)
+
+    from sacfast.envs import EnvironmentFault
+    from sacfast.trainer import SAC
+
+    try:
+        model = SAC.from_config(train, options.algorithm)
+    except (TypeError, ValueError, OSError) as error:
+        raise UsageError(_one_line(error)) from error
+    print(f"{train.env_id} on {model.device}, {train.backend} backend, run directory {train.run_dir}")
+    try:
+        model.learn()
+    except EnvironmentFault as fault:
+        print(f"sacfast train: {_one_line(fault)}; what was learned is in {train.run_dir}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        # Without a summary it was the second Ctrl-C, which does not wait for one.
+        if model.summary is not None:
+            print(f"sacfast train: interrupted; what was learned is in {train.run_dir}", file=sys.stderr)
+        raise
+    print(_describe(model))
+    return 0
+
+
+def _describe(model: SAC) -> str:
+    """Say in three lines what a run gave."""
+    summary = model.summary or {}
+    evaluation = "no evaluation"
+    if summary["eval_episodes"]:
+        evaluation = (
+            f"return {summary['eval_return_mean']:.1f} +- {summary['eval_return_std']:.1f} "
+            f"(mean and standard deviation of {summary['eval_episodes']} evaluation episodes)"
+        )
+    return (
+        f"{evaluation}\n"
+        f"{summary['total_timesteps']} transitions and {summary['gradient_updates']} gradient updates in "
+        f"{summary['wall_seconds']:.1f} s: {summary['env_steps_per_second']:.0f} steps/s, "
+        f"{summary['updates_per_second']:.0f} updates/s\n"
+        f"run directory: {model.train_config.run_dir}"
+    )
+
+
+def _evaluate(arguments: Sequence[str]) -> int:
+    options = parse("evaluate", EvaluateOptions, arguments)
+
+    from sacfast import checkpoint
+    from sacfast.envs import EnvironmentFault
+    from sacfast.trainer import SAC
+
+    try:
+        path = checkpoint.find(options.path)
+        model = SAC.load(path, device=options.device)
+        result = model.evaluate(options.episodes, options.deterministic, options.seed)
+    except (TypeError, ValueError, OSError) as error:
+        raise UsageError(_one_line(error)) from error
+    except EnvironmentFault as fault:
+        print(f"sacfast evaluate: {_one_line(fault)}", file=sys.stderr)
+        return FAILED
+    print(
+        f"{model.train_config.env_id}: return {result.mean:.1f} +- {result.std:.1f} "
+        f"(mean and standard deviation of {len(result.returns)} episodes), "
+        f"length {result.lengths.mean():.1f}; {path}"
+    )
+    return 0
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    parse("doctor", DoctorOptions, arguments)
+    import torch
+
+    from sacfast import _ext
+    from sacfast.metrics import versions
+
+    for name, version in versions().items():
+        print(f"{name:22} {version}")
+    for name, value in _ext.info().items():
+        print(f"{name:22} {value}")
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    print(f"{'gpu':22} {', '.join(gpus) or 'none'}")
+    sound = True
+    for device in ["cpu", "cuda"] if _ext.info()["cuda_available"] else ["cpu"]:
+        for name, error in _op_errors(device):
+            passed = error <= OP_TOLERANCE  # NaN does not pass
+            sound &= passed
+            print(f"{name + ' on ' + device:38} error {error:.1e}  {'ok' if passed else 'WRONG'}")
+    print("all ops agree with their references" if sound else "ops differ from their references")
+    return 0 if sound else FAILED
+
+
+OP_TOLERANCE = 2e-5
+"""Largest error of a float32 op against its float64 reference, relative to max(1, |value|): about a hundred
+roundings of 2**-24, for sums over 17 action dimensions of terms up to some tens."""
+
+
+def _op_errors(device: str) -> Iterator[tuple[str, float]]:
+    """Yield each native op, forward and backward, with its largest error against the float64 reference."""
+    import torch
+
+    from sacfast import ops
+    from sacfast.ops.polyak import polyak_update_reference_
+    from sacfast.ops.tanh_gaussian import (
+        tanh_gaussian_log_prob_reference,
+        tanh_gaussian_rsample_reference,
+    )
+    from sacfast.ops.twin_q import twin_q_target_reference
+
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    mean, log_std, noise = normal(257, 17).requires_grad_(), normal(257, 17).requires_grad_(), normal(257, 17)
+    exact_mean, exact_log_std = (tensor.detach().double().requires_grad_() for tensor in (mean, log_std))
+    found = ops.tanh_gaussian_rsample(mean, log_std, noise=noise)
+    exact = tanh_gaussian_rsample_reference(exact_mean, exact_log_std, noise=noise.double())
+    yield "tanh_gaussian_rsample", _error(found, exact)
+    gradient = torch.autograd.grad(found[0].sum() + found[1].sum(), (mean, log_std))
+    exact_gradient = torch.autograd.grad(exact[0].sum() + exact[1].sum(), (exact_mean, exact_log_std))
+    yield "tanh_gaussian_rsample backward", _error(gradient, exact_gradient)
+    arguments = noise, mean.detach(), 0.1 * log_std.detach()
+    exact_log_prob = tanh_gaussian_log_prob_reference(*(tensor.double() for tensor in arguments))
+    yield "tanh_gaussian_log_prob", _error([ops.tanh_gaussian_log_prob(*arguments)], [exact_log_prob])
+    columns = {name: normal(257) for name in ("reward", "next_q1", "next_q2", "next_log_prob")}
+    columns["terminated"] = (normal(257) > 1).float()
+    exact_columns = {name: column.double() for name, column in columns.items()}
+    exact_target = twin_q_target_reference(**exact_columns, alpha=0.2, gamma=0.99)
+    yield "twin_q_target", _error([ops.twin_q_target(**columns, alpha=0.2, gamma=0.99)], [exact_target])
+    target, online = normal(1001), normal(1001)
+    exact_polyak = target.double()
+    polyak_update_reference_(exact_polyak, online.double(), 0.005)
+    ops.polyak_update_(target, online, 0.005)
+    yield "polyak_update_", _error([target], [exact_polyak])
+
+
+def _error(found: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float:
+    """Return the largest error relative to max(1, |exact|)."""
+    pairs = [(value.detach().double(), truth.detach()) for value, truth in zip(found, exact, strict=True)]
+    return max(float(((value - truth).abs() / truth.abs().clamp(min=1.0)).max()) for value, truth in pairs)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+COMMANDS: dict[str, Command] = {
+    "train": Command("train SAC on a task", _train),
+    "evaluate": Command("run episodes with a trained policy", _evaluate),
+    "doctor": Command("print versions, hardware and kernels in use, and check the ops", _doctor),
+}

@@ -1,0 +1,106 @@
+"""What a learner is, whichever backend carries out its updates, and how to make one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sacfast.config import SACConfig, check_backend
+from sacfast.networks import Actor
+from sacfast.types import Batch, Metrics
+
+
+class Replay(Protocol):
+    """What a learner needs of a replay buffer."""
+
+    def __len__(self) -> int:
+        """Return the number of transitions held."""
+        ...
+
+    def sample(self, batch_size: int) -> Batch:
+        """Draw `batch_size` transitions, on the learner's device."""
+        ...
+
+
+class Learner(Protocol):
+    """Parameters, optimiser state and noise of one SAC agent, and the update that advances them."""
+
+    config: SACConfig
+    observation_dim: int
+    action_dim: int
+    device: torch.device
+    gradient_updates: int
+    """Whole updates made since the start."""
+    actor: Actor
+    """The current policy; its parameters change in place with every update."""
+
+    def update(self, replay: Replay, gradient_steps: int = 1) -> Metrics:
+        """Make `gradient_steps` whole updates, each on its own minibatch; return their mean metrics.
+
+        With 0 steps nothing changes and the means are NaN. Raises TypeError when `gradient_steps` is no int,
+        ValueError when it is negative or when `replay` holds fewer transitions than one minibatch.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return copies of everything that an exact resume needs, by name."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what `state_dict` of a learner with the same configuration returned.
+
+        Raises as `check_state`; nothing has changed then.
+        """
+        ...
+
+
+def make_learner(
+    observation_dim: int,
+    action_dim: int,
+    config: SACConfig | None = None,
+    backend: str = "reference",
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> Learner:
+    """Build a learner for observations [O] and actions [A] with freshly drawn parameters.
+
+    `config` None is `SACConfig()`. The same `seed` (an int >= 0) gives the same parameters and noise. Raises
+    ValueError for a backend that does not exist and for a size below 1.
+    """
+    check_backend(backend)
+    from sacfast.reference import ReferenceLearner  # late: it builds on the interfaces above
+
+    return ReferenceLearner(observation_dim, action_dim, config or SACConfig(), device=device, seed=seed)
+
+
+def check_update_arguments(replay: Replay, gradient_steps: int, batch_size: int) -> None:
+    """Raise what `Learner.update` documents, before anything is changed."""
+    if not isinstance(gradient_steps, int) or isinstance(gradient_steps, bool):
+        raise TypeError(f"gradient_steps: expected an int >= 0, got {gradient_steps!r}")
+    if gradient_steps < 0:
+        raise ValueError(f"gradient_steps: expected an int >= 0, got {gradient_steps}")
+    if len(replay) < batch_size:
+        raise ValueError(f"replay: expected at least batch_size ({batch_size}) transitions, got {len(replay)}")
+
+
+def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Check that `state` holds exactly the names of `expected`, with their shapes and dtypes.
+
+    Raises ValueError that lists every name that is missing, not expected, or of another shape or dtype, and
+    TypeError for a value that is no tensor.
+    """
+    faults = [f"{name} is missing" for name in expected if name not in state]
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"state: expected a tensor for {name}, got {type(value).__name__}")
+        if name not in expected:
+            faults.append(f"{name} is not expected")
+            continue
+        wanted = expected[name]
+        if value.shape != wanted.shape or value.dtype != wanted.dtype:
+            faults.append(f"{name} is {value.dtype} {list(value.shape)}, expected {wanted.dtype} {list(wanted.shape)}")
+    if faults:
+        raise ValueError("state: " + "; ".join(faults))

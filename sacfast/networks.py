@@ -1,0 +1,188 @@
+"""Actor, twin critics and value network: multilayer perceptrons (ReLU) over one flat buffer each.
+
+All parameters of a network are views of one contiguous 1-D tensor, and so are their gradients. One Adam step,
+one Polyak step or one copy is then a single operation on a single tensor, whatever the number of layers.
+Shape letters as in `types`: B rows, O observation size, A action size, P number of parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+
+class FlatNetwork(nn.Module):
+    """A network whose parameters are views of `flat`, and their gradients views of `flat_grad`.
+
+    It lives and dies on the device and with the dtype it was built with: what would tear parameters from the
+    buffer (`.to`, `.double`, `copy.deepcopy`, `zero_grad`) is refused.
+    """
+
+    flat: Tensor
+    """Every parameter, in the order of `named_parameters()` [P]."""
+    flat_grad: Tensor
+    """Every gradient, in the same order [P]; also `flat.grad`, where an optimiser over `flat` finds it."""
+
+    def _allocate(self, device: torch.device | str, dtype: torch.dtype, generator: torch.Generator | None) -> None:
+        """Give memory to the linear layers, which a subclass has built on the meta device, and draw them.
+
+        The draw is that of `nn.Linear`: weight and bias uniform in +-1 / sqrt(inputs). It is made in float32
+        on the CPU, so that one seed gives one start on every device and for every dtype.
+        """
+        layers = [module for module in self.modules() if isinstance(module, nn.Linear)]
+        initial = []
+        for layer in layers:
+            bound = 1 / math.sqrt(layer.in_features)
+            for parameter in (layer.weight, layer.bias):
+                initial.append(torch.empty(parameter.numel()).uniform_(-bound, bound, generator=generator))
+        self.flat = torch.cat(initial).to(device=device, dtype=dtype)
+        self.flat_grad = torch.zeros_like(self.flat)
+        self.flat.grad = self.flat_grad
+        self._bind(layers)
+
+    def _bind(self, layers: Iterable[nn.Linear]) -> None:
+        offset = 0
+        for layer in layers:
+            for name in ("weight", "bias"):
+                shape = getattr(layer, name).shape
+                end = offset + shape.numel()
+                parameter = nn.Parameter(self.flat[offset:end].view(shape))
+                parameter.grad = self.flat_grad[offset:end].view(shape)
+                setattr(layer, name, parameter)
+                offset = end
+        self._leaves = tuple(self.parameters())
+
+    def backward(self, loss: Tensor) -> None:
+        """Overwrite `flat_grad` with the gradient of the scalar `loss`.
+
+        Only this network's gradient is computed: for parameters of other networks that `loss` runs through,
+        neither the products are made nor their gradients touched.
+        """
+        gradients = torch.autograd.grad(loss, self._leaves)
+        torch.cat([gradient.flatten() for gradient in gradients], out=self.flat_grad)
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Fill `flat_grad` with zeros; ValueError for `set_to_none`, which would unbind it."""
+        if set_to_none:
+            raise ValueError("set_to_none: expected False (gradients are views of flat_grad), got True")
+        self.flat_grad.zero_()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> NoReturn:
+        raise RuntimeError(f"{self._refusal()} for another device or dtype build a new one")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        """Refuse: a copied parameter would have its own memory."""
+        raise RuntimeError(f"{self._refusal()} for a copy build a new one and copy `flat`")
+
+    def _refusal(self) -> str:
+        return f"{type(self).__name__}: its parameters are views of one buffer and cannot be moved;"
+
+
+class Actor(FlatNetwork):
+    """The policy's network: mean and raw log standard deviation of the Gaussian under the tanh."""
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        hidden_sizes: Sequence[int] = (256, 256),
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Draw the parameters from `generator` (None: torch's default); ValueError for a size below 1."""
+        super().__init__()
+        self.observation_dim = _positive("observation_dim", observation_dim)
+        self.action_dim = _positive("action_dim", action_dim)
+        self.layers = _linear_layers([observation_dim, *hidden_sizes, 2 * action_dim])
+        self._allocate(device, dtype, generator)
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """Map observation [..., O] to mean and log_std, each [..., A] and a view of one head [..., 2A].
+
+        log_std is not bounded yet: that is the sampling op's `log_std_bounding`.
+        """
+        mean, log_std = _run(self.layers, observation).chunk(2, dim=-1)
+        return mean, log_std
+
+
+class TwinCritic(FlatNetwork):
+    """Two independent Q functions; their minimum counters overestimation (v1, section 4.2)."""
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        hidden_sizes: Sequence[int] = (256, 256),
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Draw q1, then q2 from `generator` (None: torch's default); ValueError for a size below 1."""
+        super().__init__()
+        inputs = _positive("observation_dim", observation_dim) + _positive("action_dim", action_dim)
+        self.q1 = _ScalarFunction(inputs, hidden_sizes)
+        self.q2 = _ScalarFunction(inputs, hidden_sizes)
+        self._allocate(device, dtype, generator)
+
+    def forward(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Map observation [B, O] and action [B, A] to (q1, q2), each [B]."""
+        pair = torch.cat((observation, action), dim=-1)
+        return self.q1(pair), self.q2(pair)
+
+
+class ValueNetwork(FlatNetwork):
+    """The state value V of v1."""
+
+    def __init__(
+        self,
+        observation_dim: int,
+        hidden_sizes: Sequence[int] = (256, 256),
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Draw the parameters from `generator` (None: torch's default); ValueError for a size below 1."""
+        super().__init__()
+        self.layers = _linear_layers([_positive("observation_dim", observation_dim), *hidden_sizes, 1])
+        self._allocate(device, dtype, generator)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Map observation [B, O] to V [B]."""
+        return _run(self.layers, observation).squeeze(-1)
+
+
+class _ScalarFunction(nn.Module):
+    # One of the twins: a module of its own so that parameters are named q1.layers.0.weight.
+
+    def __init__(self, inputs: int, hidden_sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.layers = _linear_layers([inputs, *hidden_sizes, 1])
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return _run(self.layers, inputs).squeeze(-1)
+
+
+def _linear_layers(sizes: Sequence[int]) -> nn.ModuleList:
+    for size in sizes[1:-1]:
+        _positive("hidden_sizes", size)
+    return nn.ModuleList(nn.Linear(inputs, outputs, device="meta") for inputs, outputs in pairwise(sizes))
+
+
+def _run(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
+    *hidden, head = layers
+    for layer in hidden:
+        x = layer(x).relu_()  # in place: a linear layer's backward does not need its output
+    output: Tensor = head(x)
+    return output
+
+
+def _positive(name: str, size: int) -> int:
+    if size < 1:
+        raise ValueError(f"{name}: expected an int >= 1, got {size!r}")
+    return size

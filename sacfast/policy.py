@@ -1,0 +1,124 @@
+"""Acts: from a batch of observations to a batch of actions, on the actor's own parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sacfast import ops
+from sacfast.networks import Actor
+from sacfast.types import FloatArray
+
+
+class Policy:
+    """A tanh-squashed Gaussian policy, stochastic or deterministic.
+
+    It reads the parameters where `actor` has them, so it follows every update of a learner at once. A call
+    for a few rows costs little more than its matrix products: no module, no autograd, no copied parameter.
+    """
+
+    def __init__(
+        self,
+        actor: Actor,
+        deterministic: bool = False,
+        seed: int = 0,
+        log_std_bounding: Literal["none", "clamp", "tanh"] = "clamp",
+        log_std_bounds: tuple[float, float] = (-20.0, 2.0),
+        exploration_noise: float = 0.0,
+    ) -> None:
+        """Take a float32 `actor`, shared and not copied.
+
+        Stochastic: action = tanh(mean + std * noise), with the log-std convention that the actor is trained
+        with. `deterministic`: tanh(mean), plus noise of standard deviation `exploration_noise` in units of
+        the action, clipped to [-1, 1]. `seed` starts the noise. Raises TypeError for an actor of another
+        dtype, ValueError for a negative `exploration_noise`, or one other than 0 for a stochastic policy.
+        """
+        if actor.flat.dtype != torch.float32:
+            raise TypeError(f"actor: expected parameters in torch.float32, got {actor.flat.dtype}")
+        if not 0 <= exploration_noise < math.inf:
+            raise ValueError(f"exploration_noise: expected a float in [0, inf), got {exploration_noise!r}")
+        if exploration_noise and not deterministic:
+            raise ValueError(f"exploration_noise: expected 0.0 for a stochastic policy, got {exploration_noise!r}")
+        self.deterministic = deterministic
+        self._exploration_noise = exploration_noise
+        self._log_std_bounding = log_std_bounding
+        self._log_std_bounds = log_std_bounds
+        self._observation_dim = actor.observation_dim
+        self._device = actor.flat.device
+        # The sampling op is cheapest on a Philox state; exploration noise comes from torch's generator.
+        self._noise_state = ops.philox_state(seed, device=self._device)
+        self._generator = torch.Generator(self._device).manual_seed(seed)
+        *self._hidden, (weight, bias) = _transposed_layers(actor)
+        # The head's first half is the mean, all that a deterministic policy needs.
+        outputs = actor.action_dim if deterministic else 2 * actor.action_dim
+        self._head = weight[:, :outputs], bias[:outputs]
+
+    @torch.inference_mode()
+    def act(self, observation: FloatArray) -> FloatArray:
+        """Map observation [n, O] float32 to a new array of actions [n, A] float32 in [-1, 1].
+
+        Raises TypeError for anything but a float32 array, ValueError for another shape.
+        """
+        self._check(observation)
+        x = torch.from_numpy(observation).to(self._device)
+        for weight, bias in self._hidden:
+            x = torch.addmm(bias, x, weight).relu_()
+        weight, bias = self._head
+        x = torch.addmm(bias, x, weight)
+        action = self._deterministic_action(x) if self.deterministic else self._stochastic_action(x)
+        return action.cpu().numpy()
+
+    def _deterministic_action(self, mean: Tensor) -> Tensor:
+        action = mean.tanh_()
+        if self._exploration_noise:
+            noise = torch.randn(action.shape, generator=self._generator, device=self._device)
+            action.add_(noise, alpha=self._exploration_noise).clamp_(-1, 1)
+        return action
+
+    def _stochastic_action(self, head: Tensor) -> Tensor:
+        mean, log_std = head.chunk(2, dim=-1)
+        action, _ = ops.tanh_gaussian_rsample(
+            mean,
+            log_std,
+            generator=self._noise_state,
+            log_std_bounding=self._log_std_bounding,
+            log_std_bounds=self._log_std_bounds,
+        )
+        return action
+
+    def _check(self, observation: FloatArray) -> None:
+        if not isinstance(observation, np.ndarray) or observation.dtype != np.float32:
+            kind = observation.dtype if isinstance(observation, np.ndarray) else type(observation).__name__
+            raise TypeError(f"observation: expected a float32 array, got {kind}")
+        if observation.ndim != 2 or observation.shape[1] != self._observation_dim:
+            raise ValueError(f"observation: expected shape (n, {self._observation_dim}), got {observation.shape}")
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return copies of the noise's state, the only one that is the policy's own, by name."""
+        return {"noise_state": self._noise_state.clone(), "exploration_state": self._generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue the noise from what `state_dict` returned.
+
+        Raises ValueError, and changes nothing, for other names, shapes or dtypes than those.
+        """
+        current = self.state_dict()
+        if _layout(state) != _layout(current):
+            raise ValueError(f"state: expected {_layout(current)}, got {_layout(state)}")
+        self._generator.set_state(state["exploration_state"].cpu())
+        self._noise_state.copy_(state["noise_state"])
+
+
+def _layout(state: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: f"{tensor.dtype} {list(tensor.shape)}" for name, tensor in sorted(state.items())}
+
+
+def _transposed_layers(actor: Actor) -> list[tuple[Tensor, Tensor]]:
+    # Views of (weight [in, out], bias [out]) of each layer, as torch.addmm wants them.
+    parameters = [parameter.detach() for parameter in actor.parameters()]
+    return [(weight.t(), bias) for weight, bias in zip(parameters[::2], parameters[1::2], strict=True)]

@@ -1,0 +1,297 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sacfast import cli, ops
+from sacfast.config import SACConfig, TrainConfig
+
+QUICK_FLAGS = {
+    "--hidden-sizes": "16",
+    "--batch-size": "16",
+    "--num-envs": "4",
+    "--learning-starts": "40",
+    "--replay-capacity": "5000",
+    "--evaluation-episodes": "2",
+    "--torch-threads": "1",
+}
+QUICK = ["--no-progress", *(word for pair in QUICK_FLAGS.items() for word in pair)]
+
+
+def train(run_dir: Path, *flags: str) -> int:
+    return cli.main(["train", "--env-id", "Pendulum-v1", "--run-dir", str(run_dir), *QUICK, *flags])
+
+
+def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as leaving:
+        cli.main([command, "--help"])
+    assert not leaving.value.code
+    return capsys.readouterr().out
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--help"], ["-h"]):
+        assert cli.main(arguments) == 0
+        text = capsys.readouterr().out
+        assert all(name in text for name in ("train", "evaluate", "doctor"))
+
+
+def test_train_help_has_every_field_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of("train", capsys)
+    for config in (TrainConfig, SACConfig):
+        for name in config.__dataclass_fields__:
+            assert f"--{name.replace('_', '-')} " in text or f"--{name.replace('_', '-')}," in text
+    words = " ".join(text.replace("│", " ").split())
+    assert "(default: 0.005)" in words
+    assert "Gradient updates per stored transition" in words
+    assert "(default: 256 256)" in words
+
+
+def test_evaluate_and_doctor_have_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--episodes" in help_of("evaluate", capsys)
+    assert "check the ops" in help_of("doctor", capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("walk", ["unknown command 'walk'", "expected one of train, evaluate, doctor"]),
+        ("train", ["--env-id"]),
+        (
+            "train --env-id Pendulum-v1 --utd-ration 1",
+            ["unknown flag --utd-ration", "did you mean --utd-ratio"],
+        ),
+        ("train --env-id Pendulum-v1 --alpha high", ["--alpha", "'high'", "expected --alpha FLOAT|{auto}"]),
+        ("train --env-id Pendulum-v1 --seed x", ["--seed", "'x'", "expected --seed INT"]),
+        ("train --env-id Pendulum-v1 --seed -1", ["seed: expected an int >= 0, got -1"]),
+        ("train --env-id Pendulum-v1 --gamma 2", ["gamma: expected", "got 2.0"]),
+        ("train --env-id Pendulum-v1 --target-update soft", ["'soft'", "polyak", "hard"]),
+        ("train --env-id Pendulum-v1 --value-network", ["alpha: expected a float", "'auto'"]),
+        ("train --env-id Pendulum-v1 --adam-betas 0.9", ["--adam-betas", "Expected 2 values"]),
+        ("train --env-id Pendulum-v1 --backend quantum", ["backend: expected one of", "'quantum'"]),
+        ("train --env-id Pendulum-v1 --device tpu", ["device: expected", "'tpu'"]),
+        ("train --env-id Pendulum-v1 stray", ["stray", "sacfast train --help"]),
+        ("train --env-id Pendulm-v1", ["env_id", "'Pendulm-v1'", "did you mean Pendulum-v1"]),
+        ("train --env-id CartPole-v1", ["CartPole-v1", "action: expected a Box"]),
+        ("evaluate", ["PATH"]),
+        ("evaluate nowhere", ["nowhere: expected a checkpoint"]),
+        ("evaluate nowhere --episode 3", ["unknown flag --episode", "did you mean --episodes"]),
+        ("doctor --loud", ["unknown flag --loud"]),
+    ],
+)
+def test_bad_usage_is_one_line_that_says_what_is_allowed(
+    arguments: str,
+    said: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments.split()) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert output.err.startswith("sacfast")
+    for part in said:
+        assert part in output.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_gpu_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path / "run", "--device", "cuda") == 2
+    error = capsys.readouterr().err
+    assert "device: expected 'cpu' or 'auto'" in error
+    assert error.count("\n") == 1
+
+
+FRAMED = """╭─ Value error ──────────────────╮
+│ Error parsing --x: no type     │
+│ matching INT.                  │
+│                                │
+│ Got errors:                    │
+│ - <class 'int'>: nonsense      │
+│ ────────────────────────────── │
+│ Argument helptext:             │
+│     --x INT                    │
+│     A number. (required)       │
+│ ────────────────────────────── │
+│ For full helptext, see p       │
+╰────────────────────────────────╯
+"""
+PLAIN = """ Value error
+ ------------------------------
+  Error parsing --x: no type
+  matching INT.
+
+  Got errors:
+  - <class 'int'>: nonsense
+  ------------------------------
+  Argument helptext:
+      --x INT
+      A number. (required)
+  ------------------------------
+  For full helptext, see p
+"""
+
+
+@pytest.mark.parametrize("report", [FRAMED, PLAIN])
+def test_a_report_in_either_style_becomes_one_line(report: str) -> None:
+    assert cli.condense(report) == "--x: no type matching INT; expected --x INT"
+
+
+def test_a_report_of_an_unknown_style_stays_readable() -> None:
+    assert cli.condense("error: no\n  such thing\n") == "error: no such thing"
+
+
+def test_flags_reach_the_configuration(tmp_path: Path) -> None:
+    flags = "--total-timesteps 60 --alpha 0.2 --utd-ratio 0.5 --seed 7 --hidden-sizes 8 8 --no-fused-ops"
+    assert train(tmp_path / "run", *flags.split()) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["train"]["total_timesteps"], config["train"]["seed"]) == (60, 7)
+    assert config["sac"]["alpha"] == 0.2
+    assert config["sac"]["hidden_sizes"] == [8, 8]
+    assert config["sac"]["fused_ops"] is False
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["gradient_updates"]) == ("completed", 10)
+
+
+def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = tmp_path / "run"
+    assert train(run_dir, "--total-timesteps", "80") == 0
+    text = capsys.readouterr().out
+    assert "80 transitions and 40 gradient updates" in text
+    assert "2 evaluation episodes" in text
+    assert str(run_dir) in text
+
+    for path in (run_dir, next((run_dir / "checkpoints").iterdir())):
+        assert cli.main(["evaluate", str(path), "--episodes", "3", "--seed", "1"]) == 0
+        line = capsys.readouterr().out
+        assert line.startswith("Pendulum-v1: return -")
+        assert "3 episodes" in line
+        assert "length 200.0" in line
+
+
+def test_a_run_is_not_overwritten_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path / "run", "--total-timesteps", "20") == 0
+    capsys.readouterr()
+    assert train(tmp_path / "run", "--total-timesteps", "24") == 2
+    error = capsys.readouterr().err
+    assert "already holds a run" in error
+    assert "--overwrite" in error
+    assert error.count("\n") == 1
+    assert train(tmp_path / "run", "--total-timesteps", "24", "--overwrite") == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["total_timesteps"] == 24
+
+
+def test_without_a_run_directory_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", "--env-id", "Pendulum-v1", "--seed", "3", "--total-timesteps", "20", *QUICK]
+    assert cli.main(arguments) == 0
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert run_dir.name.startswith("Pendulum-v1-seed3-")
+    assert (run_dir / "summary.json").exists()
+
+
+FAULTY = """
+import gymnasium, numpy as np
+class Faulty(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    def reset(self, *, seed=None, options=None):
+        self.count = 0
+        return np.zeros(1, np.float32), {}
+    def step(self, action):
+        self.count += 1
+        return np.zeros(1, np.float32), np.nan if self.count == 30 else 1.0, False, False, {}
+gymnasium.register("Faulty-v0", entry_point=Faulty, max_episode_steps=100, disable_env_checker=True)
+"""
+
+
+def test_a_faulty_environment_fails_the_command_and_keeps_what_was_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "faulty_task.py").write_text(FAULTY)
+    monkeypatch.syspath_prepend(tmp_path)
+    run_dir = tmp_path / "run"
+    assert cli.main(["train", "--env-id", "faulty_task:Faulty-v0", "--run-dir", str(run_dir), *QUICK]) == 1
+    error = capsys.readouterr().err
+    assert "environment 0 gave reward = nan at step 30" in error
+    assert str(run_dir) in error
+    assert error.count("\n") == 1
+    assert json.loads((run_dir / "summary.json").read_text())["status"] == "environment_fault"
+    assert len(list((run_dir / "checkpoints").iterdir())) == 1
+
+
+def test_ctrl_c_ends_the_command_with_its_files_whole(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    flags = ["--env-id", "Pendulum-v1", "--run-dir", str(run_dir), "--total-timesteps", "10000000"]
+    command = [sys.executable, "-m", "sacfast", "train", *flags, *QUICK, "--log-interval", "100"]
+    process = subprocess.Popen(
+        command, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        metrics = run_dir / "metrics.jsonl"
+        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "interrupted" in error
+    assert "Traceback" not in error
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == summary["total_timesteps"]
+    assert cli.main(["evaluate", str(run_dir), "--episodes", "1"]) == 0
+
+
+def test_missing_tensorboard_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    assert train(tmp_path / "run", "--tensorboard") == 1
+    error = capsys.readouterr().err
+    assert "pip install 'sacfast[tensorboard]'" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_doctor_reports_and_checks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    for word in ("sacfast", "torch", "envpool", "cpu_level", "cuda_built", "cuda_reason", "gpu"):
+        assert word in text
+    assert text.count(" ok\n") == 5
+    assert "all ops agree" in text
+
+
+@pytest.mark.parametrize("broken", [lambda target, *_: target.mul_(1.01), lambda target, *_: target.fill_(torch.nan)])
+def test_doctor_fails_when_an_op_is_wrong(
+    broken: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ops, "polyak_update_", broken)
+    assert cli.main(["doctor"]) == 1
+    text = capsys.readouterr().out
+    assert text.count("WRONG") == 1
+    assert "differ" in text
+
+
+def test_the_module_is_the_command() -> None:
+    environment = {**os.environ, "COLUMNS": "100"}
+    command = [sys.executable, "-m", "sacfast", "--version"]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("sacfast 0.")

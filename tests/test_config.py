@@ -1,0 +1,146 @@
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from sacfast.config import BACKENDS, SACConfig, TrainConfig, check_backend
+
+# field, refused value, error, what the message must say
+SAC_REFUSALS = [
+    ("hidden_sizes", 256, TypeError, "a tuple of ints >= 1, got 256"),
+    ("hidden_sizes", (256.0,), TypeError, "a tuple of ints >= 1"),
+    ("hidden_sizes", (256, 0), ValueError, "a tuple of ints >= 1"),
+    ("batch_size", 0, ValueError, "an int >= 1, got 0"),
+    ("batch_size", 256.0, TypeError, "an int >= 1, got 256.0"),
+    ("batch_size", True, TypeError, "an int >= 1, got True"),
+    ("replay_capacity", 0, ValueError, "an int >= 1, got 0"),
+    ("replay_capacity", 255, ValueError, "at least batch_size (256), or no minibatch is ever full; got 255"),
+    ("learning_starts", -1, ValueError, "an int >= 0, got -1"),
+    ("utd_ratio", -0.5, ValueError, "a float in [0, inf), got -0.5"),
+    ("utd_ratio", math.inf, ValueError, "a float in [0, inf), got inf"),
+    ("utd_ratio", "1", TypeError, "a float in [0, inf), got '1'"),
+    ("gamma", 1.5, ValueError, "a float in [0, 1], got 1.5"),
+    ("gamma", math.nan, ValueError, "a float in [0, 1], got nan"),
+    ("reward_scale", -1.0, ValueError, "a float in (0, inf), got -1.0"),
+    ("alpha", -1.0, ValueError, "'auto' or a float in [0, inf), got -1.0"),
+    ("alpha", "learned", TypeError, "'auto' or a float in [0, inf), got 'learned'"),
+    ("alpha", False, TypeError, "'auto' or a float in [0, inf), got False"),
+    ("initial_alpha", 0.0, ValueError, "a float in (0, inf), got 0.0"),
+    ("target_entropy", math.inf, ValueError, "'auto' or a float in (-inf, inf), got inf"),
+    ("target_entropy", None, TypeError, "'auto' or a float in (-inf, inf), got None"),
+    ("actor_lr", 0.0, ValueError, "a float in (0, inf), got 0.0"),
+    ("critic_lr", -1e-3, ValueError, "a float in (0, inf), got -0.001"),
+    ("alpha_lr", 0.0, ValueError, "a float in (0, inf), got 0.0"),
+    ("value_lr", 0.0, ValueError, "a float in (0, inf), got 0.0"),
+    ("adam_betas", (0.9, 1.0), ValueError, "two floats in [0, 1), got (0.9, 1.0)"),
+    ("adam_betas", (0.9,), TypeError, "two floats in [0, 1), got (0.9,)"),
+    ("adam_eps", 0.0, ValueError, "a float in (0, inf), got 0.0"),
+    ("target_update", "soft", ValueError, "one of 'polyak', 'hard', got 'soft'"),
+    ("tau", 0.0, ValueError, "a float in (0, 1], got 0.0"),
+    ("target_update_interval", 0, ValueError, "an int >= 1, got 0"),
+    ("value_network", 1, TypeError, "True or False, got 1"),
+    ("deterministic_policy", None, TypeError, "True or False, got None"),
+    ("exploration_noise", -0.1, ValueError, "a float in [0, inf), got -0.1"),
+    ("log_std_bounding", "clip", ValueError, "one of 'none', 'clamp', 'tanh', got 'clip'"),
+    ("log_std_bounds", (2.0, -20.0), ValueError, "(low, high) with low < high, got (2.0, -20.0)"),
+    ("log_std_bounds", (-math.inf, 2.0), ValueError, "two floats in (-inf, inf)"),
+    ("log_std_bounds", 2.0, TypeError, "two floats in (-inf, inf), got 2.0"),
+    ("fused_ops", "yes", TypeError, "True or False, got 'yes'"),
+]
+
+TRAIN_REFUSALS = [
+    ("env_id", "", ValueError, "a string that is not empty"),
+    ("env_id", 3, TypeError, "a string, got 3"),
+    ("total_timesteps", 0, ValueError, "an int >= 1, got 0"),
+    ("num_envs", 0, ValueError, "an int >= 1, got 0"),
+    ("env_batch_size", 0, ValueError, "an int >= 1, got 0"),
+    ("env_batch_size", 17, ValueError, "at most num_envs (16), got 17"),
+    ("env_threads", 0, ValueError, "an int >= 1, got 0"),
+    ("seed", -1, ValueError, "an int >= 0, got -1"),
+    ("seed", None, TypeError, "an int >= 0, got None"),
+    ("device", "tpu", ValueError, "'auto', 'cpu', 'cuda' or 'cuda:N', got 'tpu'"),
+    ("device", None, TypeError, "a string, got None"),
+    ("backend", "jax", ValueError, "one of 'reference', got 'jax'"),
+    ("run_dir", 3, TypeError, "a path or None, got 3"),
+    ("overwrite", 1, TypeError, "True or False, got 1"),
+    ("log_interval", 0, ValueError, "an int >= 1, got 0"),
+    ("evaluate_every", -1, ValueError, "an int >= 0, got -1"),
+    ("evaluation_episodes", -1, ValueError, "an int >= 0, got -1"),
+    ("tensorboard", True, ValueError, "a run_dir to write to"),
+    ("progress", "no", TypeError, "True or False, got 'no'"),
+    ("torch_threads", 0, ValueError, "an int >= 1, got 0"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "error", "message"), SAC_REFUSALS)
+def test_sac_config_refuses(field, value, error, message):
+    with pytest.raises(error) as caught:
+        SACConfig(**{field: value})
+    assert str(caught.value).startswith(f"{field}: expected ")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("field", "value", "error", "message"), TRAIN_REFUSALS)
+def test_train_config_refuses(field, value, error, message):
+    with pytest.raises(error) as caught:
+        TrainConfig(**{"env_id": "Pendulum-v1", field: value})
+    assert str(caught.value).startswith(f"{field}: expected ")
+    assert message in str(caught.value)
+
+
+def test_every_field_has_a_refusal_tested():
+    assert {field.name for field in dataclasses.fields(SACConfig)} == {case[0] for case in SAC_REFUSALS}
+    assert {field.name for field in dataclasses.fields(TrainConfig)} == {case[0] for case in TRAIN_REFUSALS}
+
+
+def test_value_network_needs_a_fixed_temperature():
+    with pytest.raises(ValueError, match="alpha: expected a float >= 0 with value_network=True"):
+        SACConfig(value_network=True)
+    assert SACConfig(value_network=True, alpha=1.0).alpha == 1.0
+
+
+@pytest.mark.parametrize("alpha", ["auto", 0.2])
+def test_deterministic_policy_needs_a_zero_temperature(alpha):
+    with pytest.raises(ValueError, match=r"alpha: expected 0\.0 with deterministic_policy=True"):
+        SACConfig(deterministic_policy=True, alpha=alpha)
+
+
+def test_the_native_backend_is_refused_by_name_until_it_exists():
+    assert BACKENDS == ("reference",)
+    with pytest.raises(ValueError, match="backend: expected one of 'reference', got 'fused'"):
+        check_backend("fused")
+
+
+def test_configs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SACConfig().gamma = 0.5
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SACConfig(),
+        SACConfig(hidden_sizes=(), alpha=0, target_entropy=-3, log_std_bounds=(-5, 2)),
+        TrainConfig("Pendulum-v1"),
+        TrainConfig("Pendulum-v1", run_dir=Path("runs/x"), env_batch_size=8, torch_threads=1),
+    ],
+    ids=["sac", "sac-set", "train", "train-set"],
+)
+def test_dictionaries_survive_json(config):
+    values = json.loads(json.dumps(config.to_dict(), allow_nan=False))
+    assert set(values) == {field.name for field in dataclasses.fields(config)}
+    restored = type(config).from_dict(values)
+    assert restored == config
+    assert repr(restored) == repr(config)  # equal types too: a tuple is not a list, 0 not 0.0
+
+
+def test_from_dict_takes_defaults_for_what_is_absent():
+    assert SACConfig.from_dict({"gamma": 0.9}) == SACConfig(gamma=0.9)
+
+
+@pytest.mark.parametrize("config", [SACConfig, TrainConfig])
+def test_from_dict_names_unknown_keys(config):
+    with pytest.raises(ValueError, match=rf"{config.__name__}: unknown key\(s\) gama, lr; expected some of"):
+        config.from_dict({"gama": 0.9, "lr": 1e-3})

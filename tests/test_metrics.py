@@ -1,0 +1,147 @@
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sacfast import checkpoint, metrics
+from sacfast.metrics import MetricsLogger
+
+
+def summary(**changes: Any) -> dict[str, Any]:
+    return {**dict.fromkeys(metrics.SUMMARY_KEYS, 0), **changes}
+
+
+def rows(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_each_line_is_whole_on_disk_as_soon_as_it_is_logged(tmp_path: Path) -> None:
+    logger = MetricsLogger(tmp_path / "run")
+    for step in range(1, 4):
+        logger.log({"step": step, "episode_return_mean": -1.5})
+        text = (tmp_path / "run" / "metrics.jsonl").read_text()
+        assert text.endswith("\n")
+        assert rows(tmp_path / "run")[-1] == {"step": step, "episode_return_mean": -1.5}
+    logger.close()
+
+
+def test_what_json_cannot_say_becomes_null(tmp_path: Path) -> None:
+    logger = MetricsLogger(tmp_path)
+    logger.log({"step": 1, "a": math.nan, "b": math.inf, "c": None, "d": 0.5})
+    logger.close()
+    assert rows(tmp_path) == [{"step": 1, "a": None, "b": None, "c": None, "d": 0.5}]
+
+
+def test_config_and_summary_are_json_files_that_replace_earlier_ones(tmp_path: Path) -> None:
+    logger = MetricsLogger(tmp_path)
+    for value in (1, 2):
+        logger.write_config({"train": {"seed": value}})
+        logger.write_summary(summary(status="completed", seed=value))
+    logger.close()
+    assert json.loads((tmp_path / "config.json").read_text()) == {"train": {"seed": 2}}
+    assert json.loads((tmp_path / "summary.json").read_text())["seed"] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json",
+        "metrics.jsonl",
+        "summary.json",
+    ]
+
+
+def test_a_summary_has_exactly_its_keys(tmp_path: Path) -> None:
+    logger = MetricsLogger(tmp_path)
+    with pytest.raises(ValueError, match="summary: expected the keys"):
+        logger.write_summary(summary(surprise=1))
+    with pytest.raises(ValueError, match="summary: expected the keys"):
+        logger.write_summary({"status": "completed"})
+    logger.close()
+    assert not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "summary.json", "checkpoints"])
+def test_a_directory_that_holds_a_run_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir() if name == "checkpoints" else (tmp_path / name).write_text("kept")
+    with pytest.raises(FileExistsError, match=f"already holds a run .*{name}.*overwrite"):
+        MetricsLogger(tmp_path)
+    assert (tmp_path / name).exists()
+
+
+def test_a_file_is_no_run_directory(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("kept")
+    with pytest.raises(FileExistsError, match="expected a directory"):
+        MetricsLogger(tmp_path / "run", overwrite=True)
+
+
+def test_a_directory_with_other_files_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("kept")
+    MetricsLogger(tmp_path).close()
+    assert (tmp_path / "notes.txt").read_text() == "kept"
+
+
+def test_overwriting_removes_only_what_a_run_writes(tmp_path: Path) -> None:
+    kept = [
+        "notes.txt",
+        "checkpoints/mine/weights.bin",
+        "checkpoints/step_notes/plan.txt",
+        "tensorboard/mine",
+    ]
+    for name in [*kept, "config.json", "metrics.jsonl", "summary.json", "tensorboard/events.out.tfevents.1"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("old")
+    folder = tmp_path / "checkpoints"
+    checkpoint.save(folder / checkpoint.step_name(5), {"learner": {"x": torch.ones(1)}}, {})
+    (folder / "step_000000000006.tmp").mkdir()
+
+    MetricsLogger(tmp_path, overwrite=True).close()
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == {*kept, "metrics.jsonl"}
+    assert rows(tmp_path) == []
+    assert sorted(path.name for path in folder.iterdir()) == ["mine", "step_notes"]
+
+
+def test_without_a_directory_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    logger = MetricsLogger(None)
+    logger.write_config({})
+    logger.log({"step": 1})
+    logger.write_summary(summary())
+    assert logger.checkpoint_path(3) is None
+    logger.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_checkpoints_are_named_by_step_in_order(tmp_path: Path) -> None:
+    logger = MetricsLogger(tmp_path)
+    paths = [logger.checkpoint_path(step) for step in (5, 1_000, 20_000)]
+    logger.close()
+    assert paths == sorted(path for path in paths if path is not None)
+    assert {path.parent for path in paths if path is not None} == {tmp_path / "checkpoints"}
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
+    accumulator_module = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    logger = MetricsLogger(tmp_path, tensorboard=True)
+    logger.log({"step": 10, "critic_loss": 0.5, "episode_return_mean": None})
+    logger.log({"step": 20, "critic_loss": 0.25})
+    logger.close()
+    events = accumulator_module.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("critic_loss")] == [(10, 0.5), (20, 0.25)]
+    assert events.Tags()["scalars"] == ["critic_loss"]
+
+
+def test_missing_tensorboard_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(ImportError, match=r"pip install 'sacfast\[tensorboard\]'"):
+        MetricsLogger(tmp_path / "run", tensorboard=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_versions_name_what_a_result_depends_on() -> None:
+    assert set(metrics.versions()) == {"sacfast", "python", "torch", "numpy", "gymnasium", "envpool"}
+    assert metrics.versions()["torch"] == torch.__version__

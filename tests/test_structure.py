@@ -1,0 +1,197 @@
+"""Who may import and include whom (the parts stay exchangeable), and what `import sacfast` costs."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sacfast
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "sacfast"
+CSRC = ROOT / "csrc"
+
+# `envs`, `replay`, `learner` (with its backends) and `policy` are the parts that `trainer` carries data
+# between. None knows another one; what they share is here.
+PARTS = ({"envs"}, {"replay"}, {"learner", "reference"}, {"policy"})
+FOUNDATIONS = {"types", "config", "networks", "ops", "_ext"}
+# Foundations, from the bottom: each may import only those before it.
+ALLOWED = {
+    "types": set(),
+    "config": set(),
+    "_ext": set(),
+    "ops": {"_ext"},
+    "networks": {"types", "config", "ops"},
+    "checkpoint": set(),
+    "metrics": {"checkpoint", ""},  # "": the package itself, for its version
+    "evaluate": {"envs", "types"},
+}
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def part_of(path: Path) -> str:
+    """The module's name; a package such as ops counts as one."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_parts(source: str, package: str = "sacfast") -> Iterator[str]:
+    """Yield the parts of sacfast that a file of `package` imports anywhere in it, for type checking too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            relative = package.split(".")[: 1 - node.level or None] if node.level else []
+            module = ".".join([*relative, *([node.module] if node.module else [])])
+            names = [f"sacfast.{alias.name}" for alias in node.names] if module == "sacfast" else [module]
+        else:
+            continue
+        for name in names:
+            top, _, rest = name.partition(".")
+            if top == "sacfast":
+                part = rest.partition(".")[0]
+                # A name of the package that is no module, such as __version__.
+                known = (PACKAGE / part).is_dir() or (PACKAGE / f"{part}.py").exists() or part in ("", "_C")
+                yield part if known else ""
+
+
+def imports_of(part: str) -> set[str]:
+    found: set[str] = set()
+    for path in modules():
+        if part_of(path) == part:
+            found |= set(imported_parts(path.read_text(), ".".join(path.parent.relative_to(ROOT).parts)))
+    return found - {part}
+
+
+def test_the_import_reader_sees_every_form() -> None:
+    source = (
+        "import sacfast.envs\nfrom sacfast.replay import ReplayBuffer\nfrom sacfast import ops, __version__\n"
+        "import torch\ndef late():\n    from sacfast.policy import Policy\n"
+    )
+    assert set(imported_parts(source)) == {"envs", "replay", "ops", "", "policy"}
+    relative = "from .polyak import polyak_update_\nfrom ..config import SACConfig\nfrom .. import envs\n"
+    assert list(imported_parts(relative, "sacfast.ops")) == ["ops", "config", "envs"]
+
+
+@pytest.mark.parametrize("part", sorted(set().union(*PARTS)))
+def test_parts_do_not_know_each_other(part: str) -> None:
+    own = next(group for group in PARTS if part in group)
+    assert imports_of(part) <= FOUNDATIONS | own
+    assert (PACKAGE / f"{part}.py").exists()
+
+
+@pytest.mark.parametrize("part", sorted(ALLOWED))
+def test_lower_parts_import_only_what_lies_below(part: str) -> None:
+    assert imports_of(part) - {"_C"} <= ALLOWED[part]
+
+
+def test_only_the_trainer_sees_all_parts() -> None:
+    every = set().union(*PARTS) - {"reference"}
+    seeing = {part_of(path) for path in modules() if every <= imports_of(part_of(path))}
+    assert seeing == {"trainer"}
+
+
+def test_nothing_below_the_trainer_imports_it() -> None:
+    above = {"trainer", "cli", "__main__", "benchmark", "plotting"}
+    for part in {part_of(path) for path in modules()} - above:
+        assert not imports_of(part) & above, part
+
+
+def test_the_package_file_holds_only_names() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assert defined == {"__getattr__", "__dir__"}
+
+
+def test_the_public_names_are_there_and_no_others() -> None:
+    expected = {"SAC", "ReplayBuffer", "SACConfig", "__version__", "make_learner", "ops"}
+    assert set(sacfast.__all__) == expected
+    assert all(getattr(sacfast, name) is not None for name in expected)
+    assert expected <= set(dir(sacfast))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = sacfast.nothing
+
+
+def test_the_version_is_that_of_the_project() -> None:
+    assert f'version = "{sacfast.__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("from sacfast import ops", ("envpool", "gymnasium", "tyro", "sacfast.trainer")),
+        ("import sacfast", ("torch", "envpool", "gymnasium", "numpy")),
+        ("import sacfast.cli", ("torch", "envpool", "gymnasium")),
+        ("from sacfast import ReplayBuffer, make_learner", ("envpool", "gymnasium")),
+    ],
+)
+def test_an_import_loads_no_more_than_it_needs(statement: str, absent: tuple[str, ...]) -> None:
+    check = f"import sys; {statement}; print([name for name in {absent!r} if name in sys.modules])"
+    command = [sys.executable, "-c", check]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "[]"
+
+
+def includes(path: Path) -> list[str]:
+    return re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(), flags=re.MULTILINE)
+
+
+def native_sources() -> list[Path]:
+    return sorted(path for path in CSRC.rglob("*") if path.suffix in (".h", ".cuh", ".cpp", ".cu"))
+
+
+def reaches(path: Path, layer: str) -> list[str]:
+    """The includes of `path` that lie in csrc/<layer>, written from csrc/ or relative to the file."""
+    local = [(name, (path.parent / name).resolve()) for name in includes(path)]
+    return [name for name, target in local if name.startswith(f"{layer}/") or (CSRC / layer) in target.parents]
+
+
+def test_the_native_sources_are_found() -> None:
+    assert {"core", "ops"} <= {path.relative_to(CSRC).parts[0] for path in native_sources()}
+    assert any(includes(path) for path in native_sources())
+
+
+def test_core_includes_nothing_above_it() -> None:
+    for path in (CSRC / "core").rglob("*"):
+        if path.is_file():
+            assert not reaches(path, "ops") + reaches(path, "update"), path
+
+
+def test_ops_include_nothing_of_the_update() -> None:
+    for path in (CSRC / "ops").rglob("*"):
+        if path.is_file():
+            assert not reaches(path, "update"), path
+
+
+def test_bindings_are_included_by_nothing() -> None:
+    for path in native_sources():
+        assert not [name for name in includes(path) if "_bind" in name], path
+
+
+def included_closure(path: Path) -> set[str]:
+    """Every include that `path` reaches through the files of csrc/."""
+    names, seen, waiting = set(), {path}, [path]
+    while waiting:
+        current = waiting.pop()
+        for name in includes(current):
+            names.add(name)
+            target = next((t for t in ((current.parent / name).resolve(), CSRC / name) if t.is_file()), None)
+            if target is not None and target not in seen:
+                seen.add(target)
+                waiting.append(target)
+    return names
+
+
+def test_kernels_and_core_reach_no_torch_header() -> None:
+    kernels = [path for path in native_sources() if path.suffix == ".cu" or path.stem.endswith("_cpu")]
+    core = [path for path in native_sources() if CSRC / "core" in path.parents]
+    assert kernels
+    assert core
+    for path in kernels + core:
+        assert not [name for name in included_closure(path) if re.match(r"(torch|ATen|c10)/", name)], path

@@ -1,0 +1,459 @@
+import json
+import math
+import os
+import signal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from sacfast import SAC, checkpoint
+from sacfast.config import SACConfig, TrainConfig
+from sacfast.envs import EnvironmentFault
+from sacfast.metrics import SUMMARY_KEYS
+from sacfast.trainer import UpdateSchedule, resolve_device
+
+SMALL = {
+    "hidden_sizes": (16,),
+    "batch_size": 16,
+    "replay_capacity": 5_000,
+    "torch_threads": 1,
+    "progress": False,
+}
+
+
+class Track(gymnasium.Env):
+    """A point on a line: the reward is minus its distance from the origin; episodes end after 20 steps.
+
+    On request one of its numbers is not finite, or Ctrl-C is pressed, at a step counted over all instances.
+    """
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(-3.0, 3.0, (1,), np.float32)
+    steps: ClassVar[int] = 0
+    events: ClassVar[dict[int, str]] = {}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.state = self.np_random.standard_normal(2).astype(np.float32)
+        return self.state, {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        event = Track.events.get(Track.steps, "")
+        Track.steps += 1
+        for _ in range(event.count("^C")):
+            signal.raise_signal(signal.SIGINT)
+        self.state = self.state + np.float32(0.1) * action
+        observation = np.full(2, np.inf, np.float32) if event == "observation" else self.state
+        reward = math.nan if event == "reward" else -float(np.abs(self.state).sum())
+        return observation, reward, False, False, {}
+
+
+gymnasium.register("sacfast_test/Track-v0", entry_point=Track, max_episode_steps=20, disable_env_checker=True)
+
+
+@pytest.fixture
+def track() -> type[Track]:
+    Track.steps, Track.events = 0, {}
+    return Track
+
+
+def small(env_id: str = "Pendulum-v1", **fields: Any) -> SAC:
+    return SAC(env_id, **{**SMALL, "num_envs": 4, "learning_starts": 40, "evaluation_episodes": 0, **fields})
+
+
+def read_rows(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+    assert set(summary) == set(SUMMARY_KEYS)
+    return summary
+
+
+def parameters(model: SAC) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.learner.state_dict().items()}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return set(first) == set(second) and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("ratio", [0.25, 1.0, 1 / 3, 0.29, 0.7, 2.5, 20.0])
+def test_the_schedule_is_exact_after_any_number_of_transitions(ratio: float) -> None:
+    exact = {0.25: Fraction(1, 4), 1 / 3: Fraction(1, 3), 0.29: Fraction(29, 100), 0.7: Fraction(7, 10)}
+    fraction = exact.get(ratio, Fraction(ratio))
+    schedule = UpdateSchedule(ratio, learning_starts=1_000)
+    for stored in [0, 999, 1_000, 1_001, 1_016, 2_000, 301_000, 3_001_000]:
+        assert schedule.due(stored) == math.floor(max(0, stored - 1_000) * fraction)
+
+
+def test_a_ratio_of_zero_never_updates() -> None:
+    assert UpdateSchedule(0.0, learning_starts=0).due(10**9) == 0
+
+
+@pytest.mark.parametrize("ratio", [0.25, 1.0, 2.0])
+@pytest.mark.parametrize("envs", [{"num_envs": 1}, {"num_envs": 16}, {"num_envs": 4, "env_batch_size": 2}])
+def test_updates_follow_transitions_whatever_the_environments(ratio: float, envs: dict[str, int]) -> None:
+    # 103 is no multiple of any batch: the run still ends after exactly as many transitions.
+    model = small(utd_ratio=ratio, **envs).learn(103)
+    assert model.timesteps == len(model.replay) == 103
+    assert model.learner.gradient_updates == math.floor(ratio * (103 - 40))
+
+
+def test_updates_wait_until_a_minibatch_is_there_and_are_then_made_up_for() -> None:
+    model = small(learning_starts=0, batch_size=64, num_envs=1)
+    model.learn(63)
+    assert model.learner.gradient_updates == 0
+    model.learn(37)
+    assert model.learner.gradient_updates == 100
+
+
+def test_collection_without_updates_acts_by_the_policy() -> None:
+    model = small(utd_ratio=0.0, learning_starts=0)
+    before = parameters(model)
+    model.learn(40)
+    assert len(model.replay) == 40
+    assert same(before, parameters(model))
+
+
+def test_actions_are_uniform_until_learning_starts_and_then_the_policys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = small(num_envs=16, learning_starts=3_200, utd_ratio=0.001)
+    stored_at_call: list[int] = []
+    act = model.policy.act
+
+    def spy(observation: np.ndarray) -> np.ndarray:
+        stored_at_call.append(len(model.replay))
+        return act(observation)
+
+    monkeypatch.setattr(model.policy, "act", spy)
+    model.learn(3_200 + 160)
+    # All episodes end at 3,200 transitions, so one call is for the first rows of the next ones.
+    assert stored_at_call == [3_200, *range(3_200, 3_360, 16)]
+    size = model.spec.observation_dim
+    action = np.sort(model.replay.rows[:3_200, size].numpy())
+    # Kolmogorov-Smirnov distance from the uniform distribution on [-1, 1]; 1.95 / sqrt(n) is passed by chance
+    # in one of a thousand samples, and the seed is fixed.
+    distance = np.abs((action + 1) / 2 - (np.arange(3_200) + 0.5) / 3_200).max()
+    assert distance < 1.95 / math.sqrt(3_200)
+
+
+def test_the_stored_transitions_are_those_of_the_task(track: type[Track]) -> None:
+    model = small("sacfast_test/Track-v0", learning_starts=200).learn(200)
+    observation, action, reward, following, terminated = model.replay.rows[:200].split([2, 1, 1, 2, 1], dim=1)
+    torch.testing.assert_close(following, observation + 0.1 * 3.0 * action)
+    torch.testing.assert_close(reward[:, 0], -following.abs().sum(1))
+    assert not terminated.any()
+
+
+def run_to_compare(run_dir: Path, **fields: Any) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    fields = {"evaluation_episodes": 2, "evaluate_every": 100, "log_interval": 50, **fields}
+    model = small(run_dir=run_dir, **fields).learn(250)
+    times = ("wall_seconds", "env_steps_per_second", "updates_per_second")
+    rows = [{key: value for key, value in row.items() if key not in times} for row in read_rows(run_dir)]
+    return parameters(model), rows
+
+
+def test_the_same_seed_gives_bitwise_the_same_run(tmp_path: Path) -> None:
+    first = run_to_compare(tmp_path / "a")
+    second = run_to_compare(tmp_path / "b")
+    assert int(first[0]["gradient_updates"]) == 210
+    assert same(first[0], second[0])
+    assert first[1] == second[1]
+    other = run_to_compare(tmp_path / "c", seed=2)
+    assert not torch.equal(other[0]["actor.layers.0.weight"], first[0]["actor.layers.0.weight"])
+
+
+def test_evaluating_does_not_change_the_run(tmp_path: Path) -> None:
+    often, _ = run_to_compare(tmp_path / "a", evaluate_every=50)
+    never, _ = run_to_compare(tmp_path / "b", evaluation_episodes=0)
+    assert same(often, never)
+
+
+def test_the_files_of_a_run(tmp_path: Path) -> None:
+    model = small(
+        run_dir=tmp_path / "run",
+        num_envs=4,
+        log_interval=100,
+        evaluate_every=150,
+        evaluation_episodes=3,
+        utd_ratio=0.5,
+        seed=5,
+    )
+    model.learn(800)
+    rows = read_rows(tmp_path / "run")
+    # A line at every 100th transition and at every 150th, where the four environments' steps reach it.
+    assert [row["step"] for row in rows] == [100, 152, 200, 300, 400, 452, 500, 600, 700, 752, 800]
+    assert [row["gradient_updates"] for row in rows] == [(row["step"] - 40) // 2 for row in rows]
+    assert [row["step"] for row in rows if "eval_return_mean" in row] == [152, 300, 452, 600, 752, 800]
+    assert rows[0]["episode_return_mean"] is None
+    assert rows[-1]["episode_length_mean"] == 200
+    assert rows[-1]["episodes"] == 4
+    assert {"critic_loss", "actor_loss", "alpha"} <= set(rows[-1])
+    summary = read_summary(tmp_path / "run")
+    assert summary["status"] == "completed"
+    assert (summary["env_id"], summary["seed"]) == ("Pendulum-v1", 5)
+    assert (summary["total_timesteps"], summary["gradient_updates"]) == (800, 380)
+    assert summary["eval_episodes"] == 3
+    assert summary["eval_return_mean"] == rows[-1]["eval_return_mean"]
+    assert summary["env_steps_per_second"] == pytest.approx(800 / summary["wall_seconds"])
+    assert summary["updates_per_second"] == pytest.approx(380 / summary["wall_seconds"])
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert TrainConfig.from_dict(config["train"]).total_timesteps == 800
+    assert SACConfig.from_dict(config["sac"]) == model.config
+    assert checkpoint.find(tmp_path / "run").name == checkpoint.step_name(800)
+
+
+def test_a_directory_with_a_run_is_refused_at_once_and_kept(tmp_path: Path) -> None:
+    small(run_dir=tmp_path).learn(20)
+    before = (tmp_path / "summary.json").read_bytes()
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        small(run_dir=tmp_path)
+    assert (tmp_path / "summary.json").read_bytes() == before
+    small(run_dir=tmp_path, overwrite=True).learn(24)
+    assert read_summary(tmp_path)["total_timesteps"] == 24
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def test_learning_again_goes_on(tmp_path: Path) -> None:
+    model = small(run_dir=tmp_path, log_interval=50).learn(100).learn(60)
+    assert model.timesteps == len(model.replay) == 160
+    assert model.learner.gradient_updates == 120
+    assert [row["step"] for row in read_rows(tmp_path)] == [52, 100, 152, 160]
+    assert read_summary(tmp_path)["total_timesteps"] == 160
+    seconds = [row["wall_seconds"] for row in read_rows(tmp_path)]
+    assert seconds == sorted(seconds)
+
+
+@pytest.mark.parametrize("quantity", ["reward", "observation"])
+def test_a_number_that_is_not_finite_stops_the_run(track: type[Track], tmp_path: Path, quantity: str) -> None:
+    model = small("sacfast_test/Track-v0", run_dir=tmp_path, num_envs=2)
+    track.events = {131: quantity}  # the two instances take turns: an odd count is a step of number 1
+    with pytest.raises(EnvironmentFault, match=rf"environment 1 gave {quantity}.* at step \d+"):
+        model.learn(500)
+    stored = len(model.replay)
+    assert 100 < stored == model.timesteps < 132
+    assert torch.isfinite(model.replay.rows[:stored]).all()
+    summary = read_summary(tmp_path)
+    assert summary["status"] == "environment_fault"
+    assert summary["total_timesteps"] == read_rows(tmp_path)[-1]["step"] == stored
+    assert model.learner.gradient_updates > 0
+    assert same(parameters(SAC.load(tmp_path)), parameters(model))
+
+
+def test_after_a_fault_learning_can_go_on_with_fresh_environments(track: type[Track]) -> None:
+    model = small("sacfast_test/Track-v0")
+    track.events = {50: "reward"}
+    with pytest.raises(EnvironmentFault):
+        model.learn(100)
+    stored = model.timesteps
+    assert model.learn(100).timesteps == stored + 100
+
+
+def test_ctrl_c_ends_the_run_with_its_files_whole(track: type[Track], tmp_path: Path) -> None:
+    model = small("sacfast_test/Track-v0", run_dir=tmp_path, evaluation_episodes=5)
+    track.events = {130: "^C"}
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(10_000)
+    assert signal.getsignal(signal.SIGINT) is handler
+    summary = read_summary(tmp_path)
+    assert summary["status"] == "interrupted"
+    assert 120 < summary["total_timesteps"] == model.timesteps < 140
+    assert summary["eval_episodes"] == 0
+    assert read_rows(tmp_path)[-1]["step"] == model.timesteps
+    assert same(parameters(SAC.load(tmp_path)), parameters(model))
+
+
+def test_a_second_ctrl_c_does_not_wait(track: type[Track], tmp_path: Path) -> None:
+    model = small("sacfast_test/Track-v0", run_dir=tmp_path)
+    track.events = {130: "^C^C"}
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(10_000)
+    assert not (tmp_path / "summary.json").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_another_failure_is_recorded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small(run_dir=tmp_path)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(model.learner, "update", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        model.learn(100)
+    assert read_summary(tmp_path)["status"] == "failed"
+    assert checkpoint.find(tmp_path)
+
+
+def test_save_and_load_keep_everything_but_the_replay(tmp_path: Path) -> None:
+    model = small(env_id="HalfCheetah-v5", alpha=0.2).learn(120)
+    model.save(tmp_path / "model")
+    loaded = SAC.load(tmp_path / "model", num_envs=2)
+    assert same(parameters(loaded), parameters(model))
+    assert (loaded.config, loaded.timesteps) == (model.config, 120)
+    assert (loaded.train_config.num_envs, loaded.train_config.run_dir) == (2, None)
+    observation = np.random.default_rng(0).standard_normal((5, 17))
+    np.testing.assert_array_equal(loaded.predict(observation), model.predict(observation))
+    assert len(loaded.replay) == 0
+
+
+def test_a_loaded_model_refills_the_replay_by_acting_and_then_learns(tmp_path: Path) -> None:
+    small().learn(120).save(tmp_path / "model")
+    model = SAC.load(tmp_path / "model")
+    calls = 0
+    act = model.policy.act
+
+    def spy(observation: np.ndarray) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        return act(observation)
+
+    model.policy.act = spy  # type: ignore[method-assign] # a spy
+    model.learn(60)
+    assert calls == 15
+    assert model.timesteps == 180
+    assert model.learner.gradient_updates == 80 + 20
+
+
+def test_a_checkpoint_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(checkpoint.CheckpointError, match="expected a checkpoint"):
+        SAC.load(tmp_path / "nothing")
+
+
+def test_predict_acts_within_the_tasks_own_bounds() -> None:
+    model = small()
+    observation = np.random.default_rng(0).standard_normal((1_000, 3)) * 10
+    sampled = model.predict(observation, deterministic=False)
+    assert sampled.shape == (1_000, 1)
+    assert sampled.dtype == np.float32
+    assert 1.5 < np.abs(sampled).max() <= 2.0  # Pendulum's torque
+    single = model.predict(observation[0])
+    assert single.shape == (1,)
+    np.testing.assert_allclose(single, model.predict(observation)[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(single, model.predict(observation[0]))
+
+
+@pytest.mark.parametrize(
+    ("observation", "message"),
+    [
+        (np.zeros(4), r"expected shape \(3,\) or \(n, 3\), got \(4,\)"),
+        (np.zeros((2, 2, 3)), r"got \(2, 2, 3\)"),
+        (np.float64(1.0), r"got \(\)"),
+        (np.array([0.0, np.nan, 0.0]), "finite"),
+    ],
+)
+def test_predict_refuses_other_observations(observation: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=f"observation: .*{message}"):
+        small().predict(observation)
+
+
+def test_unknown_arguments_are_refused_with_the_closest_name() -> None:
+    with pytest.raises(TypeError, match="unknown argument 'utd_ration'; did you mean utd_ratio"):
+        SAC("Pendulum-v1", utd_ration=2)
+    with pytest.raises(TypeError, match="unknown argument 'total_timesteps'"):
+        SAC("Pendulum-v1", total_timesteps=2)
+
+
+@pytest.mark.parametrize("total", [0, -5])
+def test_a_run_has_at_least_one_transition(total: int) -> None:
+    with pytest.raises(ValueError, match=f"total_timesteps: expected an int >= 1, got {total}"):
+        small().learn(total)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_is_never_replaced_by_the_cpu_unsaid() -> None:
+    assert resolve_device("auto") == torch.device("cpu")
+    with pytest.raises(ValueError, match=r"device: expected 'cpu' or 'auto'.*got 'cuda'"):
+        small(device="cuda")
+
+
+def test_torch_keeps_the_number_of_threads_it_had() -> None:
+    before = torch.get_num_threads()
+    small(torch_threads=1, evaluation_episodes=1).learn(60)
+    assert torch.get_num_threads() == before
+
+
+def test_updates_run_with_the_threads_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small(torch_threads=2)
+    update, act = model.learner.update, model.policy.act
+    threads: dict[str, set[int]] = {"update": set(), "act": set()}
+
+    def spy_update(*args: Any, **kwargs: Any) -> Any:
+        threads["update"].add(torch.get_num_threads())
+        return update(*args, **kwargs)
+
+    def spy_act(observation: np.ndarray) -> np.ndarray:
+        threads["act"].add(torch.get_num_threads())
+        return act(observation)
+
+    monkeypatch.setattr(model.learner, "update", spy_update)
+    monkeypatch.setattr(model.policy, "act", spy_act)
+    model.learn(60)
+    assert threads == {"update": {2}, "act": {1}}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"value_network": True, "alpha": 1.0, "reward_scale": 5.0},
+        {"target_update": "hard", "target_update_interval": 10},
+        {"deterministic_policy": True, "alpha": 0.0},
+        {"log_std_bounding": "tanh", "log_std_bounds": (-5.0, 2.0)},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_the_variants_run(fields: dict[str, Any], tmp_path: Path) -> None:
+    model = small(run_dir=tmp_path, evaluation_episodes=1, **fields).learn(80)
+    assert model.learner.gradient_updates == 40
+    assert math.isfinite(read_summary(tmp_path)["eval_return_mean"])
+    assert same(parameters(SAC.load(tmp_path)), parameters(model))
+
+
+def test_the_deterministic_policy_explores_while_it_collects() -> None:
+    model = small(learning_starts=0, utd_ratio=0.001, deterministic_policy=True, alpha=0.0, exploration_noise=0.3)
+    model.learn(400)
+    observation, action = model.replay.rows[:400].split([3, 1, 5], dim=1)[:2]
+    noise = action[:, 0] - torch.from_numpy(model.predict(observation.numpy())[:, 0] / 2.0)
+    assert 0.2 < noise.std() < 0.4
+
+
+def test_pendulum_is_learned(tmp_path: Path) -> None:
+    """From about -1200 (untrained) to better than -400; four seeds gave -125 to -260."""
+    rates = {"actor_lr": 4e-3, "critic_lr": 4e-3, "alpha_lr": 4e-3}  # high, to learn in few updates
+    model = SAC(
+        "Pendulum-v1",
+        num_envs=4,
+        hidden_sizes=(64, 64),
+        batch_size=128,
+        learning_starts=300,
+        replay_capacity=5_000,
+        evaluate_every=0,
+        progress=False,
+        run_dir=tmp_path,
+        torch_threads=1,
+        **rates,
+    )
+    before = model.evaluate(10).mean
+    model.learn(3_500)
+    summary = read_summary(tmp_path)
+    assert summary["gradient_updates"] == model.learner.gradient_updates == 3_200
+    assert before < -800
+    assert summary["eval_return_mean"] > -400
+    assert summary["eval_episodes"] == 10
+
+
+def test_the_process_is_not_left_with_more_open_files(tmp_path: Path) -> None:
+    def run(name: str) -> int:
+        small(run_dir=tmp_path / name).learn(20)
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - not a folder of files
+
+    assert abs(run("b") - run("a")) <= 1

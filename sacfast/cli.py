@@ -340,8 +340,15 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def _benchmark(arguments: Sequence[str]) -> int:
+    from sacfast.benchmark.command import run
+
+    return run(arguments)
+
+
 COMMANDS: dict[str, Command] = {
     "train": Command("train SAC on a task", _train),
     "evaluate": Command("run episodes with a trained policy", _evaluate),
+    "benchmark": Command("measure the ops, or collection, against plain torch and bare EnvPool", _benchmark),
     "doctor": Command("print versions, hardware and kernels in use, and check the ops", _doctor),
 }

@@ -27,13 +27,13 @@ struct BellmanGrad {
   V alpha;
 };
 
-// At a tie each critic takes half of the gradient, as torch.minimum has it.
+// At a tie each critic takes half of the gradient, and with a NaN both take all of it, as torch.minimum has it.
 template <class V>
 SACFAST_HD BellmanGrad<V> soft_bellman_target_backward(V grad, V terminated, V q1, V q2, V log_prob, V alpha, V gamma) {
   const V grad_soft_value = grad * gamma * (constant<V>(1.0) - terminated);
   const V zero = constant<V>(0.0), half = constant<V>(0.5), one = constant<V>(1.0);
-  const V share1 = q1 < q2 ? one : (q1 == q2 ? half : zero);
-  const V share2 = q2 < q1 ? one : (q1 == q2 ? half : zero);
+  const V share1 = q1 > q2 ? zero : (q1 == q2 ? half : one);
+  const V share2 = q2 > q1 ? zero : (q1 == q2 ? half : one);
   return {grad_soft_value * share1, grad_soft_value * share2, -grad_soft_value * alpha, -grad_soft_value * log_prob};
 }
 

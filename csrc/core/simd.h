@@ -61,7 +61,13 @@ struct Widest<float> {
 
 template <class V>
 SACFAST_HD V broadcast(typename LanesOf<V>::Scalar value) {
-  return V{} + value;
+  if constexpr (LanesOf<V>::count == 1) {
+    return value;
+  } else {
+    V all;
+    for (int lane = 0; lane < LanesOf<V>::count; ++lane) all[lane] = value;
+    return all;
+  }
 }
 
 template <class V>

@@ -33,8 +33,8 @@ class BarePool:
                 spec.env_id, env_type="gymnasium", num_envs=num_envs, num_threads=threads, seed=0
             )
             dtype = self._pool.action_space.dtype
-        self._pool.async_reset()
-        self._pool.recv()
+            self._pool.async_reset()
+            self._pool.recv()
         squashed = np.tanh(np.random.default_rng(0).standard_normal((steps, num_envs, spec.action_dim)))
         actions = spec.action_low + (squashed + 1) * 0.5 * (spec.action_high - spec.action_low)
         self._actions = actions.astype(dtype)

@@ -112,6 +112,7 @@ def _run_pytest(options: OpsOptions) -> dict[str, Any] | None:
         record = Path(folder) / "record.json"
         # Nothing of the folder in which the command is given: no configuration, no conftest, no cache.
         isolation = ["-c", os.devnull, "--rootdir", folder, "--noconftest", "-p", "no:cacheprovider"]
+        isolation += [f"--benchmark-storage=file://{folder}"]
         quiet = ["-qq", "--no-header", "--disable-warnings", "--assert=plain", "--benchmark-quiet"]
         cases = [f"{file}::test_op[{name}]" for name in options.only or bench_ops.CASES]
         code = pytest.main([*isolation, *quiet, f"--benchmark-json={record}", *cases], plugins=[GiveSettings()])

@@ -274,12 +274,10 @@ class TestSharedMemory:
             ),
         ],
     )
-    @pytest.mark.xfail(strict=True, reason="overlaps of tensors with holes are not recognised")
     def test_overlaps_of_tensors_with_holes(self, views, device):
         with pytest.raises(ValueError, match="expected memory that no other argument shares"):
             ops.polyak_update_(*views(normal(4, 10, device=device)), 0.5)
 
-    @pytest.mark.xfail(strict=True, reason="tensors of different storages over the same memory are not recognised")
     def test_one_array_wrapped_twice(self):
         array = np.zeros(8, dtype=np.float32)
         with pytest.raises(ValueError, match="expected memory that no other argument shares"):

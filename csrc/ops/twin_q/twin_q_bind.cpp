@@ -16,7 +16,7 @@ void check_like_reward(const Argument& argument, const Argument& reward) {
 
 template <class T>
 Strided<T> column(const Tensor& tensor) {
-  return {pointer<T>(tensor), tensor.dim() > 0 && tensor.numel() > 1 ? tensor.stride(0) : 0, 0};
+  return {pointer<T>(tensor), tensor.dim() > 0 && tensor.numel() > 1 ? tensor.stride(0) : 0, 1};
 }
 
 template <class T>

@@ -226,7 +226,7 @@ class SAC:
         self.timesteps = 0
         self.wall_seconds = 0.0
         self.summary: dict[str, Any] | None = None
-        self._stored = 0  # transitions in this process; `timesteps` also counts those before a load
+        self._collected = 0  # transitions in this process; `timesteps` also counts those before a load
         self._updates = 0  # gradient updates in this process
         self._schedule = UpdateSchedule(config.utd_ratio, config.learning_starts)
         self.spec = self._open_env().spec if spec is None else spec
@@ -283,33 +283,40 @@ class SAC:
 
     def _collect(self, run: _Run, interrupt: _Interrupt) -> None:
         """Step, store and update until `run.last` transitions are there or an interrupt is requested."""
-        env, replay = self._open_env(), self.replay
+        env = self._open_env()
+        latest: Transition | None = None  # of the step before; stored while the environments work on the next
         while self.timesteps < run.last and not interrupt.requested:
             env.send(self._choose_action(self._observation))
+            self._store(latest)
             self._update(run, interrupt)
             result = env.recv()
             self._observation = result.observation
-            transition = _first_rows(result.transition, run.last - self.timesteps)
-            stored = len(transition.reward)
-            if stored:
-                replay.add(*transition)
-                self._stored += stored
-                self.timesteps += stored
-            run.count(stored, result.episodes)
+            latest = _first_rows(result.transition, run.last - self.timesteps)
+            count = len(latest.reward)
+            self._collected += count
+            self.timesteps += count
+            run.count(count, result.episodes)
             if self.timesteps >= run.next_report:
+                self._store(latest)
+                latest = None
                 self._update(run, interrupt)
                 run.report(may_evaluate=not interrupt.requested)
+        self._store(latest)
+
+    def _store(self, transition: Transition | None) -> None:
+        if transition is not None:
+            self.replay.add(*transition)
 
     def _choose_action(self, observation: FloatArray) -> FloatArray:
         """Uniformly random actions before learning starts, then the policy's; [n, A] in [-1, 1]."""
-        if self._stored < self.config.learning_starts and self.learner.gradient_updates == 0:
+        if self._collected < self.config.learning_starts and self.learner.gradient_updates == 0:
             shape = (len(observation), self.spec.action_dim)
             return self._exploration.random(shape, dtype=np.float32) * np.float32(2) - np.float32(1)
         return self.policy.act(observation)
 
     def _update(self, run: _Run, interrupt: _Interrupt) -> None:
         """Do the gradient updates that are due, once the replay buffer can fill a minibatch."""
-        due = self._schedule.due(self._stored) - self._updates
+        due = self._schedule.due(self._collected) - self._updates
         if due <= 0 or len(self.replay) < self.config.batch_size:
             return
         with _torch_threads(self._update_threads):

@@ -61,7 +61,7 @@ def test_evaluate_and_doctor_have_help(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("walk", ["unknown command 'walk'", "expected one of train, evaluate, doctor"]),
+        ("walk", ["unknown command 'walk'", "expected one of train, evaluate, benchmark, doctor"]),
         ("train", ["--env-id"]),
         (
             "train --env-id Pendulum-v1 --utd-ration 1",

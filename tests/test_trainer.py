@@ -126,17 +126,17 @@ def test_actions_are_uniform_until_learning_starts_and_then_the_policys(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = small(num_envs=16, learning_starts=3_200, utd_ratio=0.001)
-    stored_at_call: list[int] = []
+    collected_at_call: list[int] = []
     act = model.policy.act
 
     def spy(observation: np.ndarray) -> np.ndarray:
-        stored_at_call.append(len(model.replay))
+        collected_at_call.append(model.timesteps)
         return act(observation)
 
     monkeypatch.setattr(model.policy, "act", spy)
     model.learn(3_200 + 160)
     # All episodes end at 3,200 transitions, so one call is for the first rows of the next ones.
-    assert stored_at_call == [3_200, *range(3_200, 3_360, 16)]
+    assert collected_at_call == [3_200, *range(3_200, 3_360, 16)]
     size = model.spec.observation_dim
     action = np.sort(model.replay.rows[:3_200, size].numpy())
     # Kolmogorov-Smirnov distance from the uniform distribution on [-1, 1]; 1.95 / sqrt(n) is passed by chance

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <ATen/core/DimVector.h>
 #include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -67,16 +68,17 @@ inline void check_no_grad(const char* name, const OptionalTensor& tensor) {
 }
 
 // The common shape of the arguments by PyTorch's broadcasting rules.
-inline std::vector<std::int64_t> broadcast_shape(const std::vector<Argument>& arguments) {
-  std::vector<std::int64_t> shape = arguments.front().tensor.sizes().vec();
+inline at::DimVector broadcast_shape(std::initializer_list<Argument> arguments) {
+  const Argument& first = *arguments.begin();
+  at::DimVector shape(first.tensor.sizes());
   for (const Argument& argument : arguments) {
     const at::IntArrayRef sizes = argument.tensor.sizes();
     if (sizes.size() > shape.size()) shape.insert(shape.begin(), sizes.size() - shape.size(), 1);
     for (std::size_t i = 0; i < sizes.size(); ++i) {
       std::int64_t& size = shape[shape.size() - sizes.size() + i];
       TORCH_CHECK_VALUE(sizes[i] == size || sizes[i] == 1 || size == 1, argument.name,
-                        ": expected a shape that broadcasts with ", arguments.front().name, " ",
-                        arguments.front().tensor.sizes(), ", got ", sizes);
+                        ": expected a shape that broadcasts with ", first.name, " ", first.tensor.sizes(), ", got ",
+                        sizes);
       if (size == 1) size = sizes[i];
     }
   }
@@ -89,7 +91,7 @@ T* pointer(const Tensor& tensor) {
 }
 
 // A tensor whose last dimension gives the columns and whose leading dimensions are merged into rows. Where their
-// strides cannot be merged, it is copied; `owner` keeps the copy alive.
+// strides cannot be merged, it is copied; `owner` keeps the tensor or its copy alive.
 struct MatrixView {
   Tensor owner;
   std::int64_t row_stride = 0;
@@ -101,35 +103,43 @@ struct MatrixView {
   }
 };
 
-inline MatrixView as_matrix(Tensor tensor) {
-  const auto merge = [](const Tensor& t, std::int64_t& row_stride) {
-    std::int64_t expected = 0;  // the stride that the next outer dimension must have
-    row_stride = 0;
-    for (std::int64_t d = t.dim() - 2; d >= 0; --d) {
-      if (t.size(d) == 1) continue;
-      if (row_stride == 0 && expected == 0) {
-        row_stride = t.stride(d);
-      } else if (t.stride(d) != expected) {
-        return false;
-      }
-      expected = t.stride(d) * t.size(d);
-      if (expected == 0 && d > 0) {
-        // A broadcast dimension merges only with further broadcast ones.
-        for (std::int64_t outer = d - 1; outer >= 0; --outer) {
-          if (t.size(outer) != 1 && t.stride(outer) != 0) return false;
-        }
-        return true;
-      }
+// Whether the first `dims` dimensions step through memory as one, and by which stride.
+inline bool merge_dimensions(const Tensor& tensor, std::int64_t dims, std::int64_t& stride) {
+  stride = 0;
+  std::int64_t expected = -1;  // the stride that the next outer dimension must have; -1: any
+  for (std::int64_t d = dims - 1; d >= 0; --d) {
+    if (tensor.size(d) == 1) continue;
+    if (expected == -1) {
+      stride = tensor.stride(d);
+    } else if (tensor.stride(d) != expected) {
+      return false;
     }
-    return true;
-  };
-  std::int64_t row_stride = 0;
-  if (!merge(tensor, row_stride)) {
-    tensor = tensor.contiguous();
-    merge(tensor, row_stride);
+    expected = tensor.stride(d) * tensor.size(d);  // zero where it is broadcast: merges with broadcast ones only
   }
-  const std::int64_t col_stride = tensor.dim() > 0 ? tensor.stride(-1) : 0;
+  return true;
+}
+
+// `tensor` as a matrix [rows, cols] of the shape `full` = [..., cols]. Made without intermediate views of torch: one
+// costs as much as the kernel does on a small batch.
+inline MatrixView as_matrix(Tensor tensor, at::IntArrayRef full) {
+  if (tensor.sizes() != full) tensor = tensor.expand(full);
+  std::int64_t row_stride = 0;
+  if (!merge_dimensions(tensor, tensor.dim() - 1, row_stride)) {
+    tensor = tensor.contiguous();
+    merge_dimensions(tensor, tensor.dim() - 1, row_stride);
+  }
+  const std::int64_t col_stride = tensor.stride(-1);
   return {std::move(tensor), row_stride, col_stride};
+}
+
+// One value for a whole row: a tensor [...] as a matrix [rows, cols] with equal columns.
+inline MatrixView as_row_values(Tensor tensor) {
+  std::int64_t row_stride = 0;
+  if (!merge_dimensions(tensor, tensor.dim(), row_stride)) {
+    tensor = tensor.contiguous();
+    merge_dimensions(tensor, tensor.dim(), row_stride);
+  }
+  return {std::move(tensor), row_stride, 0};
 }
 
 // Calls body(T{}) with the kernel type of the tensor's dtype.

@@ -17,9 +17,6 @@ from sacfast.benchmark.harness import Spread
 from sacfast.envs import EnvSpec
 from sacfast.trainer import SAC
 
-# Fewer than one update in any number of transitions; SACConfig refuses 0.
-NO_UPDATES = 1e-9
-
 
 class BarePool:
     """EnvPool with nothing around it, stepped the fastest way it has."""
@@ -63,7 +60,7 @@ def measure(env_id: str, num_envs: int, env_threads: int, rounds: int, steps: in
         env_threads=env_threads,
         device=device,
         learning_starts=0,
-        utd_ratio=NO_UPDATES,
+        utd_ratio=0.0,
         evaluation_episodes=0,
         progress=False,
     )

@@ -3,8 +3,9 @@
 A case is an op at a size with its contenders: "fused" is ours, the others do the same in plain torch. A new op is
 a function that makes a case, and a line of `CASES`.
 
-Forward and backward together go through `torch.autograd.grad(outputs, inputs, grad_outputs)` for all contenders: the
-call into autograd with the least Python around it that does not also add up `.grad`.
+Forward and backward together are measured twice, each time by the same call for all contenders: through
+`torch.autograd.grad(outputs, inputs, grad_outputs)`, whose checks in Python cost some 20 us an output, and through the
+engine that it ends in, which is what an op adds to the one backward pass of a whole loss.
 """
 
 from __future__ import annotations
@@ -64,17 +65,27 @@ def rsample_forward(rows: int, cols: int, device: str, memory_bound: bool = Fals
     return Case("tanh_gaussian_rsample forward", f"[{rows}, {cols}]", contenders, moved)
 
 
-def rsample_forward_backward(rows: int, cols: int, device: str) -> Case:
+def _engine(outputs: Sequence[Tensor], inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> object:
+    engine: Any = torch.autograd.Variable._execution_engine
+    return engine.run_backward(
+        tuple(outputs), tuple(gradients), False, False, tuple(inputs), allow_unreachable=False, accumulate_grad=False
+    )
+
+
+def rsample_forward_backward(
+    rows: int, cols: int, device: str, differentiate: Callable[..., object] = torch.autograd.grad
+) -> Case:
     """Sample and differentiate, with fixed gradients of action and log_prob."""
     mean = _normal(rows, cols, device=device).requires_grad_()
     log_std = _normal(rows, cols, device=device).requires_grad_()
     gradients = [_normal(rows, cols, device=device), _normal(rows, device=device)]
     inputs = [mean, log_std]
     contenders: dict[str, Contender] = {
-        FUSED: lambda: torch.autograd.grad(ops.tanh_gaussian_rsample(mean, log_std), inputs, gradients),
-        "plain torch": lambda: torch.autograd.grad(tanh_gaussian_rsample_reference(mean, log_std), inputs, gradients),
+        FUSED: lambda: differentiate(ops.tanh_gaussian_rsample(mean, log_std), inputs, gradients),
+        "plain torch": lambda: differentiate(tanh_gaussian_rsample_reference(mean, log_std), inputs, gradients),
     }
-    return Case("tanh_gaussian_rsample forward + backward", f"[{rows}, {cols}]", contenders)
+    call = "engine" if differentiate is _engine else "torch.autograd.grad"
+    return Case(f"tanh_gaussian_rsample forward + backward ({call})", f"[{rows}, {cols}]", contenders)
 
 
 def log_prob(rows: int, cols: int, device: str) -> Case:
@@ -134,6 +145,7 @@ def _large_polyak(device: str) -> Case:
 CASES: dict[str, Callable[[str], Case]] = {
     "rsample_256x6": partial(rsample_forward, 256, 6),
     "rsample_backward_256x6": partial(rsample_forward_backward, 256, 6),
+    "rsample_engine_256x6": partial(rsample_forward_backward, 256, 6, differentiate=_engine),
     "rsample_65536x17": partial(rsample_forward, 65536, 17),
     "rsample_backward_65536x17": partial(rsample_forward_backward, 65536, 17),
     "log_prob_256x6": partial(log_prob, 256, 6),

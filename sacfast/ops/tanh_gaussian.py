@@ -71,10 +71,10 @@ def tanh_gaussian_rsample(
         if isinstance(generator, Tensor):
             generator, state = None, generator
     low, high = log_std_bounds
-    action, log_prob, _ = torch.ops.sacfast.tanh_gaussian_rsample.default(
-        mean, log_std, noise, generator, state, log_std_bounding, low, high, action_scale, False
+    sample: tuple[Tensor, Tensor] = torch.ops.sacfast.tanh_gaussian_rsample.default(
+        mean, log_std, noise, generator, state, log_std_bounding, low, high, action_scale
     )
-    return action, log_prob
+    return sample
 
 
 def tanh_gaussian_log_prob(pre_tanh: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
@@ -148,11 +148,16 @@ def _log_tanh_slope(pre_tanh: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("sacfast::tanh_gaussian_rsample")
-def _(mean, log_std, noise, generator, state, kind, low, high, action_scale, save_noise):  # type: ignore[no-untyped-def]
+def _(mean, log_std, noise, generator, state, kind, low, high, action_scale):  # type: ignore[no-untyped-def]
     shapes = [mean.shape, log_std.shape] + ([] if noise is None else [noise.shape])
     shape = torch.broadcast_shapes(*shapes)
-    saved = shape if save_noise and noise is None else (0,)
-    return mean.new_empty(shape), mean.new_empty(shape[:-1]), mean.new_empty(saved)
+    return mean.new_empty(shape), mean.new_empty(shape[:-1])
+
+
+@torch.library.register_fake("sacfast::_tanh_gaussian_rsample_with_noise")
+def _(mean, log_std, generator, state, kind, low, high, action_scale):  # type: ignore[no-untyped-def]
+    shape = torch.broadcast_shapes(mean.shape, log_std.shape)
+    return mean.new_empty(shape), mean.new_empty(shape[:-1]), mean.new_empty(shape)
 
 
 @torch.library.register_fake("sacfast::tanh_gaussian_rsample_backward")

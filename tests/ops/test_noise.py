@@ -23,8 +23,8 @@ def noise_from(source: torch.Generator | Tensor | None, shape=(4096,), device="c
     zero = torch.zeros(shape, dtype=dtype, device=device)
     state = source if isinstance(source, Tensor) else None
     generator = source if isinstance(source, torch.Generator) else None
-    op = torch.ops.sacfast.tanh_gaussian_rsample.default
-    return op(zero, zero, None, generator, state, "none", 0.0, 0.0, None, True)[2]
+    op = torch.ops.sacfast._tanh_gaussian_rsample_with_noise.default
+    return op(zero, zero, generator, state, "none", 0.0, 0.0, None)[2]
 
 
 def noise(seed: int, offset: int = 0, shape=(4096,), device="cpu", dtype=torch.float32) -> Tensor:
@@ -154,8 +154,8 @@ class TestWhereItIsDrawn:
     def test_the_layout_of_the_mean_does_not_matter(self, device):
         state = torch.tensor([3, 1], device=device)
         zero = torch.zeros(6, 50, device=device).t()
-        op = torch.ops.sacfast.tanh_gaussian_rsample.default
-        actual = op(zero, zero[:1], None, None, state, "none", 0.0, 0.0, None, True)[2]
+        op = torch.ops.sacfast._tanh_gaussian_rsample_with_noise.default
+        actual = op(zero, zero[:1], None, state, "none", 0.0, 0.0, None)[2]
         assert torch.equal(actual, noise(3, 1, (50, 6), device))
 
     def test_the_thread_count_does_not_matter(self):
@@ -181,8 +181,8 @@ torch.set_num_threads(1)
 zero = torch.zeros(1000, 17)
 mean = torch.linspace(-3, 3, 17_000).view(1000, 17).requires_grad_()
 log_std = torch.linspace(-5, 1, 17_000).view(17, 1000).t().requires_grad_()
-rsample = torch.ops.sacfast.tanh_gaussian_rsample.default
-noise = rsample(zero, zero, None, None, ops.philox_state(5), "none", 0.0, 0.0, None, True)[2]
+draw = torch.ops.sacfast._tanh_gaussian_rsample_with_noise.default
+noise = draw(zero, zero, None, ops.philox_state(5), "none", 0.0, 0.0, None)[2]
 action, log_prob = ops.tanh_gaussian_rsample(mean, log_std, noise, log_std_bounding="tanh", log_std_bounds=(-5, 2))
 gradients = torch.autograd.grad((action.sum(), log_prob.sum()), (mean, log_std))
 columns = [action.detach()[:, i].contiguous() for i in range(5)]

@@ -306,7 +306,7 @@ class TestCitizen:
             for kind in ("none", "clamp", "tanh"):
                 torch.library.opcheck(
                     self.OPS.tanh_gaussian_rsample.default,
-                    (m, s, noise, None, None, kind, -5.0, 2.0, scale, False),
+                    (m, s, noise, None, None, kind, -5.0, 2.0, scale),
                 )
             torch.library.opcheck(self.OPS.tanh_gaussian_log_prob.default, (m, s, noise.clone().requires_grad_()))
         backward = (mean, mean[:, 0].contiguous(), mean, log_std, noise, "tanh", -5.0, 2.0, scale)
@@ -319,8 +319,8 @@ class TestCitizen:
         # What compares values is left out: each call draws new noise.
         mean, log_std, _ = arguments((5, 3), device)
         torch.library.opcheck(
-            self.OPS.tanh_gaussian_rsample.default,
-            (mean, log_std, None, None, ops.philox_state(1, device), "none", 0.0, 0.0, None, True),
+            self.OPS._tanh_gaussian_rsample_with_noise.default,
+            (mean, log_std, None, ops.philox_state(1, device), "none", 0.0, 0.0, None),
             test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
         )
 

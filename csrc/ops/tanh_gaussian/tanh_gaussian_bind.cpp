@@ -24,13 +24,14 @@ LogStdBounds parse_bounds(c10::string_view kind, double low, double high) {
 }
 
 struct Shape {
-  std::vector<std::int64_t> full;     // [..., A]
-  std::vector<std::int64_t> leading;  // [...]
+  at::DimVector full;  // [..., A]
   std::int64_t rows, cols;
+
+  at::IntArrayRef leading() const { return at::IntArrayRef(full).slice(0, full.size() - 1); }  // [...]
 };
 
-Shape common_shape(const std::vector<Argument>& arguments) {
-  const Argument& first = arguments.front();
+Shape common_shape(std::initializer_list<Argument> arguments) {
+  const Argument& first = *arguments.begin();
   check_dtype(first);
   for (const Argument& argument : arguments) {
     TORCH_CHECK_VALUE(argument.tensor.dim() >= 1, argument.name, ": expected shape [..., A], got a 0-d tensor");
@@ -38,14 +39,13 @@ Shape common_shape(const std::vector<Argument>& arguments) {
   }
   Shape shape;
   shape.full = broadcast_shape(arguments);
-  shape.leading.assign(shape.full.begin(), shape.full.end() - 1);
   shape.cols = shape.full.back();
   shape.rows = 1;
-  for (const std::int64_t size : shape.leading) shape.rows *= size;
+  for (const std::int64_t size : shape.leading()) shape.rows *= size;
   return shape;
 }
 
-MatrixView matrix_of(const Tensor& tensor, const Shape& shape) { return as_matrix(tensor.expand(shape.full)); }
+MatrixView matrix_of(const Tensor& tensor, const Shape& shape) { return as_matrix(tensor, shape.full); }
 
 template <class T>
 Strided<T> optional_view(const std::optional<MatrixView>& view) {
@@ -71,31 +71,36 @@ std::int64_t row_grain(const Shape& shape) {
   return std::max<std::int64_t>(1, kGrainElements / std::max<std::int64_t>(1, shape.cols));
 }
 
-void check_philox_state(const Tensor& state, const Tensor& mean) {
+void check_philox_state(const Tensor& state, const Tensor& like) {
   TORCH_CHECK_TYPE(state.scalar_type() == at::kLong, "generator: expected a state of dtype int64, got ",
                    state.scalar_type());
   TORCH_CHECK_VALUE(state.dim() == 1 && state.size(0) == 2 && state.is_contiguous(),
                     "generator: expected a contiguous state [seed, offset] of shape [2], got ", state.sizes());
-  TORCH_CHECK_VALUE(state.device() == mean.device(), "generator: expected a state on ", mean.device(),
-                    " like mean, got ", state.device());
+  TORCH_CHECK_VALUE(state.device() == like.device(), "generator: expected a state on ", like.device(),
+                    " like the inputs, got ", state.device());
+}
+
+// Takes one stream of noise from the state and advances it: here on the CPU; on CUDA by advance_philox_state, after the
+// kernel that reads it.
+NoiseSource take_state_noise(const Tensor& state, const Tensor& like) {
+  check_philox_state(state, like);
+  NoiseSource source;
+  std::int64_t* words = pointer<std::int64_t>(state);
+  if (like.is_cpu()) {
+    source.seed = static_cast<std::uint64_t>(words[0]);
+    source.offset = static_cast<std::uint64_t>(words[1]++);
+  } else {
+    source.seed_pointer = words;
+    source.offset_pointer = words + 1;
+  }
+  if (!state.is_inference()) state.unsafeGetTensorImpl()->bump_version();
+  return source;
 }
 
 // Takes one stream of noise from the state, or from torch's generator.
 NoiseSource take_noise(const std::optional<at::Generator>& generator, const OptionalTensor& state, const Tensor& mean) {
+  if (given(state)) return take_state_noise(*state, mean);
   NoiseSource source;
-  if (given(state)) {
-    check_philox_state(*state, mean);
-    std::int64_t* words = pointer<std::int64_t>(*state);
-    if (mean.is_cpu()) {
-      source.seed = static_cast<std::uint64_t>(words[0]);
-      source.offset = static_cast<std::uint64_t>(words[1]++);
-    } else {
-      source.seed_pointer = words;
-      source.offset_pointer = words + 1;
-    }
-    if (!state->is_inference()) state->unsafeGetTensorImpl()->bump_version();
-    return source;
-  }
   if (generator.has_value()) {
     TORCH_CHECK_VALUE(generator->device().type() == mean.device().type(), "generator: expected a generator on ",
                       mean.device(), " like mean, got one on ", generator->device());
@@ -125,24 +130,23 @@ NoiseSource take_noise(const std::optional<at::Generator>& generator, const Opti
   return source;
 }
 
-std::tuple<Tensor, Tensor, Tensor> rsample(const Tensor& mean, const Tensor& log_std, const OptionalTensor& noise,
-                                           std::optional<at::Generator> generator, const OptionalTensor& philox_state,
-                                           c10::string_view log_std_bounding, double low, double high,
-                                           const OptionalTensor& action_scale, bool save_noise) {
+// The noise that is drawn inside is written to `drawn` where that is given.
+std::tuple<Tensor, Tensor> sample(const Tensor& mean, const Tensor& log_std, const OptionalTensor& noise,
+                                  const std::optional<at::Generator>& generator, const OptionalTensor& philox_state,
+                                  c10::string_view log_std_bounding, double low, double high,
+                                  const OptionalTensor& action_scale, Tensor* drawn) {
   const Argument first{"mean", mean};
-  std::vector<Argument> arguments{first, {"log_std", log_std}};
-  if (given(noise)) arguments.push_back({"noise", *noise});
-  const Shape shape = common_shape(arguments);
+  const Argument second{"log_std", log_std};
+  const Shape shape = given(noise) ? common_shape({first, second, {"noise", *noise}}) : common_shape({first, second});
   const LogStdBounds bounds = parse_bounds(log_std_bounding, low, high);
   const OptionalTensor scale = checked_scale(action_scale, first, shape.cols);
   const DeviceOf guard(mean);
   const MatrixView mean_view = matrix_of(mean, shape), log_std_view = matrix_of(log_std, shape);
   std::optional<MatrixView> noise_view;
   if (given(noise)) noise_view = matrix_of(*noise, shape);
-  const bool writes_noise = save_noise && !given(noise);
   Tensor action = at::empty(shape.full, mean.options());
-  Tensor log_prob = at::empty(shape.leading, mean.options());
-  Tensor noise_out = writes_noise ? at::empty(shape.full, mean.options()) : at::empty({0}, mean.options());
+  Tensor log_prob = at::empty(shape.leading(), mean.options());
+  if (drawn != nullptr) *drawn = at::empty(shape.full, mean.options());
   const NoiseSource source = given(noise) ? NoiseSource{} : take_noise(generator, philox_state, mean);
   if (shape.rows > 0 && shape.cols == 0) log_prob.zero_();
   if (action.numel() > 0) {
@@ -158,7 +162,7 @@ std::tuple<Tensor, Tensor, Tensor> rsample(const Tensor& mean, const Tensor& log
                                     scale_pointer<T>(scale),
                                     pointer<T>(action),
                                     pointer<T>(log_prob),
-                                    writes_noise ? pointer<T>(noise_out) : nullptr};
+                                    drawn != nullptr ? pointer<T>(*drawn) : nullptr};
       SACFAST_RUN(tanh_gaussian_rsample, mean, T, params, shape.rows, row_grain(shape));
     });
   }
@@ -168,7 +172,26 @@ std::tuple<Tensor, Tensor, Tensor> rsample(const Tensor& mean, const Tensor& log
                  cuda::advance_philox_state(pointer<std::int64_t>(*philox_state), current_stream()));
   }
 #endif
-  return {std::move(action), std::move(log_prob), std::move(noise_out)};
+  return {std::move(action), std::move(log_prob)};
+}
+
+std::tuple<Tensor, Tensor> rsample(const Tensor& mean, const Tensor& log_std, const OptionalTensor& noise,
+                                   std::optional<at::Generator> generator, const OptionalTensor& philox_state,
+                                   c10::string_view log_std_bounding, double low, double high,
+                                   const OptionalTensor& action_scale) {
+  return sample(mean, log_std, noise, generator, philox_state, log_std_bounding, low, high, action_scale, nullptr);
+}
+
+// What autograd calls: the gradient needs the noise.
+std::tuple<Tensor, Tensor, Tensor> rsample_with_noise(const Tensor& mean, const Tensor& log_std,
+                                                      std::optional<at::Generator> generator,
+                                                      const OptionalTensor& philox_state,
+                                                      c10::string_view log_std_bounding, double low, double high,
+                                                      const OptionalTensor& action_scale) {
+  Tensor drawn;
+  auto [action, log_prob] =
+      sample(mean, log_std, std::nullopt, generator, philox_state, log_std_bounding, low, high, action_scale, &drawn);
+  return {std::move(action), std::move(log_prob), std::move(drawn)};
 }
 
 std::tuple<Tensor, Tensor> rsample_backward(const OptionalTensor& grad_action, const OptionalTensor& grad_log_prob,
@@ -189,9 +212,9 @@ std::tuple<Tensor, Tensor> rsample_backward(const OptionalTensor& grad_action, c
   }
   if (given(grad_log_prob)) {
     check_same_dtype_and_device({"grad_log_prob", *grad_log_prob}, first);
-    TORCH_CHECK_VALUE(grad_log_prob->sizes() == at::IntArrayRef(shape.leading), "grad_log_prob: expected shape ",
-                      at::IntArrayRef(shape.leading), ", got ", grad_log_prob->sizes());
-    grad_log_prob_view = matrix_of(grad_log_prob->unsqueeze(-1), shape);
+    TORCH_CHECK_VALUE(grad_log_prob->sizes() == shape.leading(), "grad_log_prob: expected shape ", shape.leading(),
+                      ", got ", grad_log_prob->sizes());
+    grad_log_prob_view = as_row_values(*grad_log_prob);
   }
   const MatrixView mean_view = matrix_of(mean, shape), log_std_view = matrix_of(log_std, shape);
   const MatrixView noise_view = matrix_of(noise, shape);
@@ -222,7 +245,7 @@ Tensor log_prob(const Tensor& pre_tanh, const Tensor& mean, const Tensor& log_st
   const DeviceOf guard(mean);
   const MatrixView z_view = matrix_of(pre_tanh, shape), mean_view = matrix_of(mean, shape);
   const MatrixView log_std_view = matrix_of(log_std, shape);
-  Tensor result = at::empty(shape.leading, mean.options());
+  Tensor result = at::empty(shape.leading(), mean.options());
   if (shape.cols == 0) return result.zero_();
   if (result.numel() > 0) {
     with_kernel_type(mean, [&](auto zero) {
@@ -240,10 +263,10 @@ std::tuple<Tensor, Tensor, Tensor> log_prob_backward(const Tensor& grad_log_prob
   const Argument first{"pre_tanh", pre_tanh};
   const Shape shape = common_shape({first, {"mean", mean}, {"log_std", log_std}});
   check_same_dtype_and_device({"grad_log_prob", grad_log_prob}, first);
-  TORCH_CHECK_VALUE(grad_log_prob.sizes() == at::IntArrayRef(shape.leading), "grad_log_prob: expected shape ",
-                    at::IntArrayRef(shape.leading), ", got ", grad_log_prob.sizes());
+  TORCH_CHECK_VALUE(grad_log_prob.sizes() == shape.leading(), "grad_log_prob: expected shape ", shape.leading(),
+                    ", got ", grad_log_prob.sizes());
   const DeviceOf guard(mean);
-  const MatrixView grad_view = matrix_of(grad_log_prob.unsqueeze(-1), shape), z_view = matrix_of(pre_tanh, shape);
+  const MatrixView grad_view = as_row_values(grad_log_prob), z_view = matrix_of(pre_tanh, shape);
   const MatrixView mean_view = matrix_of(mean, shape), log_std_view = matrix_of(log_std, shape);
   Tensor grad_z = at::empty(shape.full, mean.options()), grad_mean = at::empty(shape.full, mean.options());
   Tensor grad_log_std = at::empty(shape.full, mean.options());
@@ -263,6 +286,10 @@ std::tuple<Tensor, Tensor, Tensor> log_prob_backward(const Tensor& grad_log_prob
 
 const auto& rsample_op() {
   static const auto op = find_op<decltype(rsample)>("sacfast::tanh_gaussian_rsample");
+  return op;
+}
+const auto& rsample_with_noise_op() {
+  static const auto op = find_op<decltype(rsample_with_noise)>("sacfast::_tanh_gaussian_rsample_with_noise");
   return op;
 }
 const auto& rsample_backward_op() {
@@ -300,25 +327,32 @@ struct RsampleBackward : BackwardNode {
   std::string name() const override { return "TanhGaussianRsampleBackward"; }
 };
 
-std::tuple<Tensor, Tensor, Tensor> rsample_autograd(const Tensor& mean, const Tensor& log_std,
-                                                    const OptionalTensor& noise, std::optional<at::Generator> generator,
-                                                    const OptionalTensor& philox_state,
-                                                    c10::string_view log_std_bounding, double low, double high,
-                                                    const OptionalTensor& action_scale, bool save_noise) {
-  const auto forward = [&](bool save) {
+std::tuple<Tensor, Tensor> rsample_autograd(const Tensor& mean, const Tensor& log_std, const OptionalTensor& noise,
+                                            std::optional<at::Generator> generator, const OptionalTensor& philox_state,
+                                            c10::string_view log_std_bounding, double low, double high,
+                                            const OptionalTensor& action_scale) {
+  const auto forward = [&] {
     const at::AutoDispatchBelowADInplaceOrView below;
-    return rsample_op().call(mean, log_std, noise, generator, philox_state, log_std_bounding, low, high, action_scale,
-                             save);
+    return rsample_op().call(mean, log_std, noise, generator, philox_state, log_std_bounding, low, high, action_scale);
   };
-  if (!at::GradMode::is_enabled()) return forward(save_noise);
+  if (!at::GradMode::is_enabled()) return forward();
   check_no_grad("noise", noise);
   check_no_grad("action_scale", action_scale);
-  if (!mean.requires_grad() && !log_std.requires_grad()) return forward(save_noise);
+  if (!mean.requires_grad() && !log_std.requires_grad()) return forward();
   auto node = backward_node<RsampleBackward>({mean, log_std});
-  auto out = forward(/*save=*/true);
-  node->mean = SavedVariable(mean, /*is_output=*/false);
+  std::tuple<Tensor, Tensor> out;
+  if (given(noise)) {
+    out = forward();
+    node->noise = SavedVariable(*noise, /*is_output=*/false);
+  } else {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    auto [action, log_prob, drawn] =
+        rsample_with_noise_op().call(mean, log_std, generator, philox_state, log_std_bounding, low, high, action_scale);
+    out = {std::move(action), std::move(log_prob)};
+    node->noise = SavedVariable(drawn, false);
+  }
+  node->mean = SavedVariable(mean, false);
   node->log_std = SavedVariable(log_std, false);
-  node->noise = SavedVariable(given(noise) ? *noise : std::get<2>(out), false);
   if (given(action_scale)) node->action_scale = SavedVariable(*action_scale, false);
   node->bounding = std::string(log_std_bounding);
   node->low = low;
@@ -392,15 +426,14 @@ std::tuple<Tensor, Tensor, Tensor> log_prob_backward_autograd(const Tensor& grad
 // ---- Autocast: the density needs float32, as torch's own log-probabilities do ----------------------------------
 
 template <c10::DeviceType kDevice>
-std::tuple<Tensor, Tensor, Tensor> rsample_autocast(const Tensor& mean, const Tensor& log_std,
-                                                    const OptionalTensor& noise, std::optional<at::Generator> generator,
-                                                    const OptionalTensor& philox_state,
-                                                    c10::string_view log_std_bounding, double low, double high,
-                                                    const OptionalTensor& action_scale, bool save_noise) {
+std::tuple<Tensor, Tensor> rsample_autocast(const Tensor& mean, const Tensor& log_std, const OptionalTensor& noise,
+                                            std::optional<at::Generator> generator, const OptionalTensor& philox_state,
+                                            c10::string_view log_std_bounding, double low, double high,
+                                            const OptionalTensor& action_scale) {
   const NoAutocast no_autocast(kDevice);
   const auto cast = [](const auto& tensor) { return at::autocast::cached_cast(at::kFloat, tensor, kDevice); };
   return rsample_op().call(cast(mean), cast(log_std), cast(noise), generator, philox_state, log_std_bounding, low, high,
-                           cast(action_scale), save_noise);
+                           cast(action_scale));
 }
 
 template <c10::DeviceType kDevice>
@@ -415,8 +448,13 @@ Tensor log_prob_autocast(const Tensor& pre_tanh, const Tensor& mean, const Tenso
 TORCH_LIBRARY_FRAGMENT(sacfast, m) {
   m.def(
       "tanh_gaussian_rsample(Tensor mean, Tensor log_std, Tensor? noise, Generator? generator, "
-      "Tensor(a!)? philox_state, str log_std_bounding, float log_std_low, float log_std_high, Tensor? action_scale, "
-      "bool save_noise) -> (Tensor action, Tensor log_prob, Tensor noise)",
+      "Tensor(a!)? philox_state, str log_std_bounding, float log_std_low, float log_std_high, Tensor? action_scale) "
+      "-> (Tensor action, Tensor log_prob)",
+      {at::Tag::nondeterministic_seeded, at::Tag::pt2_compliant_tag});
+  m.def(
+      "_tanh_gaussian_rsample_with_noise(Tensor mean, Tensor log_std, Generator? generator, "
+      "Tensor(a!)? philox_state, str log_std_bounding, float log_std_low, float log_std_high, Tensor? action_scale) "
+      "-> (Tensor action, Tensor log_prob, Tensor noise)",
       {at::Tag::nondeterministic_seeded, at::Tag::pt2_compliant_tag});
   m.def(
       "tanh_gaussian_rsample_backward(Tensor? grad_action, Tensor? grad_log_prob, Tensor mean, Tensor log_std, "
@@ -430,12 +468,13 @@ TORCH_LIBRARY_FRAGMENT(sacfast, m) {
       {at::Tag::pt2_compliant_tag});
 }
 
-#define SACFAST_REGISTER(key)                                     \
-  TORCH_LIBRARY_IMPL(sacfast, key, m) {                           \
-    m.impl("tanh_gaussian_rsample", rsample);                     \
-    m.impl("tanh_gaussian_rsample_backward", rsample_backward);   \
-    m.impl("tanh_gaussian_log_prob", log_prob);                   \
-    m.impl("tanh_gaussian_log_prob_backward", log_prob_backward); \
+#define SACFAST_REGISTER(key)                                        \
+  TORCH_LIBRARY_IMPL(sacfast, key, m) {                              \
+    m.impl("tanh_gaussian_rsample", rsample);                        \
+    m.impl("_tanh_gaussian_rsample_with_noise", rsample_with_noise); \
+    m.impl("tanh_gaussian_rsample_backward", rsample_backward);      \
+    m.impl("tanh_gaussian_log_prob", log_prob);                      \
+    m.impl("tanh_gaussian_log_prob_backward", log_prob_backward);    \
   }
 SACFAST_REGISTER(CPU)
 #if defined(SACFAST_WITH_CUDA)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/DimVector.h>
 #include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
@@ -83,6 +84,11 @@ inline at::DimVector broadcast_shape(std::initializer_list<Argument> arguments) 
     }
   }
   return shape;
+}
+
+// An uninitialised tensor of the dtype and device of `like`. On the CPU without a round through the dispatcher.
+inline Tensor empty(at::IntArrayRef sizes, const Tensor& like) {
+  return like.is_cpu() ? Tensor(at::detail::empty_cpu(sizes, like.options())) : at::empty(sizes, like.options());
 }
 
 template <class T>

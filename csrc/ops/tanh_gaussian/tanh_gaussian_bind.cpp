@@ -144,9 +144,9 @@ std::tuple<Tensor, Tensor> sample(const Tensor& mean, const Tensor& log_std, con
   const MatrixView mean_view = matrix_of(mean, shape), log_std_view = matrix_of(log_std, shape);
   std::optional<MatrixView> noise_view;
   if (given(noise)) noise_view = matrix_of(*noise, shape);
-  Tensor action = at::empty(shape.full, mean.options());
-  Tensor log_prob = at::empty(shape.leading(), mean.options());
-  if (drawn != nullptr) *drawn = at::empty(shape.full, mean.options());
+  Tensor action = empty(shape.full, mean);
+  Tensor log_prob = empty(shape.leading(), mean);
+  if (drawn != nullptr) *drawn = empty(shape.full, mean);
   const NoiseSource source = given(noise) ? NoiseSource{} : take_noise(generator, philox_state, mean);
   if (shape.rows > 0 && shape.cols == 0) log_prob.zero_();
   if (action.numel() > 0) {
@@ -218,8 +218,8 @@ std::tuple<Tensor, Tensor> rsample_backward(const OptionalTensor& grad_action, c
   }
   const MatrixView mean_view = matrix_of(mean, shape), log_std_view = matrix_of(log_std, shape);
   const MatrixView noise_view = matrix_of(noise, shape);
-  Tensor grad_mean = at::empty(shape.full, mean.options());
-  Tensor grad_log_std = at::empty(shape.full, mean.options());
+  Tensor grad_mean = empty(shape.full, mean);
+  Tensor grad_log_std = empty(shape.full, mean);
   if (grad_mean.numel() > 0) {
     with_kernel_type(mean, [&](auto zero) {
       using T = decltype(zero);
@@ -245,7 +245,7 @@ Tensor log_prob(const Tensor& pre_tanh, const Tensor& mean, const Tensor& log_st
   const DeviceOf guard(mean);
   const MatrixView z_view = matrix_of(pre_tanh, shape), mean_view = matrix_of(mean, shape);
   const MatrixView log_std_view = matrix_of(log_std, shape);
-  Tensor result = at::empty(shape.leading(), mean.options());
+  Tensor result = empty(shape.leading(), mean);
   if (shape.cols == 0) return result.zero_();
   if (result.numel() > 0) {
     with_kernel_type(mean, [&](auto zero) {
@@ -268,8 +268,8 @@ std::tuple<Tensor, Tensor, Tensor> log_prob_backward(const Tensor& grad_log_prob
   const DeviceOf guard(mean);
   const MatrixView grad_view = as_row_values(grad_log_prob), z_view = matrix_of(pre_tanh, shape);
   const MatrixView mean_view = matrix_of(mean, shape), log_std_view = matrix_of(log_std, shape);
-  Tensor grad_z = at::empty(shape.full, mean.options()), grad_mean = at::empty(shape.full, mean.options());
-  Tensor grad_log_std = at::empty(shape.full, mean.options());
+  Tensor grad_z = empty(shape.full, mean), grad_mean = empty(shape.full, mean);
+  Tensor grad_log_std = empty(shape.full, mean);
   if (grad_z.numel() > 0) {
     with_kernel_type(mean, [&](auto zero) {
       using T = decltype(zero);

@@ -89,7 +89,7 @@ Tensor target(const Tensor& reward, const Tensor& terminated, const Tensor& next
   const Inputs inputs{terminated, next_q1, next_q2, next_log_prob, alpha, alpha_value, gamma, gamma_value};
   inputs.check({"reward", reward});
   const DeviceOf guard(reward);
-  Tensor result = at::empty(reward.sizes(), reward.options());
+  Tensor result = empty(reward.sizes(), reward);
   if (result.numel() > 0) {
     with_kernel_type(reward, [&](auto zero) {
       using T = decltype(zero);
@@ -111,9 +111,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> target_backward(const Tensor& grad_ta
   const Inputs inputs{terminated, next_q1, next_q2, next_log_prob, alpha, alpha_value, gamma, gamma_value};
   inputs.check({"grad_target", grad_target});
   const DeviceOf guard(grad_target);
-  const auto like_grad = [&] { return at::empty(grad_target.sizes(), grad_target.options()); };
+  const auto like_grad = [&] { return empty(grad_target.sizes(), grad_target); };
   Tensor grad_q1 = like_grad(), grad_q2 = like_grad(), grad_log_prob = like_grad();
-  Tensor grad_alpha = needs_grad_alpha ? like_grad() : at::empty({0}, grad_target.options());
+  Tensor grad_alpha = needs_grad_alpha ? like_grad() : empty({0}, grad_target);
   if (grad_target.numel() > 0) {
     with_kernel_type(grad_target, [&](auto zero) {
       using T = decltype(zero);

@@ -16,7 +16,7 @@ TORCH := torch==2.13.0
 CUDA_TORCH := torch==2.14.1
 
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
-FORMATTED := $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+FORMATTED := $(shell find csrc tests/csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 # Prints requirements from pyproject.toml, so that they stand in one place.
 REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
 	build, project = p["build-system"]["requires"], p["project"]; \

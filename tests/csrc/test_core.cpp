@@ -24,12 +24,12 @@ namespace {
 
 int failures = 0;
 
-#define EXPECT(condition)                                                       \
-  do {                                                                          \
-    if (!(condition)) {                                                         \
-      ++failures;                                                               \
-      std::printf("FAILED line %d: %s\n", __LINE__, #condition);                \
-    }                                                                           \
+#define EXPECT(condition)                                        \
+  do {                                                           \
+    if (!(condition)) {                                          \
+      ++failures;                                                \
+      std::printf("FAILED line %d: %s\n", __LINE__, #condition); \
+    }                                                            \
   } while (false)
 
 // ---- Accuracy ---------------------------------------------------------------------------------------------------
@@ -165,7 +165,8 @@ void check_logarithms(std::int64_t thin) {
   Worst log_near_one("natural_log", "[1/2, 2]", "ulp", 2.0);
   for_floats(0x1p-126f, 0x1.fffffep127f, 997 * thin, [&](VecF x) {
     const VecF value = natural_log(x);
-    for (int lane = 0; lane < kFloats; ++lane) log_all.add_ulp(x[lane], value[lane], std::log(static_cast<double>(x[lane])));
+    for (int lane = 0; lane < kFloats; ++lane)
+      log_all.add_ulp(x[lane], value[lane], std::log(static_cast<double>(x[lane])));
   });
   for_floats(0.5f, 2.0f, 5 * thin, [&](VecF x) {
     const VecF value = natural_log(x);
@@ -222,7 +223,8 @@ void check_square_root(std::int64_t thin) {
   Worst root("square_root", "all normal numbers", "ulp", 0.5);  // correctly rounded
   for_floats(0x1p-126f, 0x1.fffffep127f, 997 * thin, [&](VecF x) {
     const VecF value = square_root(x);
-    for (int lane = 0; lane < kFloats; ++lane) root.add_ulp(x[lane], value[lane], std::sqrt(static_cast<double>(x[lane])));
+    for (int lane = 0; lane < kFloats; ++lane)
+      root.add_ulp(x[lane], value[lane], std::sqrt(static_cast<double>(x[lane])));
   });
   EXPECT(square_root(VecF{})[0] == 0.0f);
   root.report();
@@ -356,7 +358,8 @@ void check_normals() {
   Worst to_rounded("normals, float", "2^18 normals", "abs", 1.5e-6);  // 3 ulp of values up to 6.7
   // float32 rounds the uniform number to 2^-25 near one, where radius = sqrt(-2 log u) has an infinite slope.
   Worst to_double("normals, float - double", "2^18 normals", "abs", std::sqrt(2.0 * 0x1p-25) + 1.5e-6);
-  constexpr std::int64_t first_groups[] = {0, (std::int64_t{1} << 28) - 512, std::int64_t{1} << 28, std::int64_t{1} << 40};
+  constexpr std::int64_t first_groups[] = {0, (std::int64_t{1} << 28) - 512, std::int64_t{1} << 28,
+                                           std::int64_t{1} << 40};
   int misplaced = 0;
   for (const std::int64_t first : first_groups) {
     for (std::int64_t group = first; group < first + 1024; ++group) {
@@ -365,7 +368,8 @@ void check_normals() {
       normals_of_group(group, 42, 7, floats);
       normals_of_group(group, 42, 7, doubles);
       for (int lane = 0; lane < kNoiseLanes; ++lane) {
-        const std::uint64_t counter = static_cast<std::uint64_t>(group) * kNoiseLanes + static_cast<std::uint64_t>(lane);
+        const std::uint64_t counter =
+            static_cast<std::uint64_t>(group) * kNoiseLanes + static_cast<std::uint64_t>(lane);
         double rounded[4], exact[4];
         normals_of_rounded_words(counter, 42, 7, rounded);
         normals_of_counter(counter, 42, 7, exact);
@@ -456,9 +460,9 @@ void check_dense_tile() {
   const Strided<float> dense{data, cols, 1}, transposed{data, 1, cols}, second_columns{data, cols, 2};
   const Strided<float> one_row{data, 0, 1}, one_column{data, cols, 0}, one_value{data + 7, 0, 0};
   const Strided<bool> flags{mask, cols, 1};
-  EXPECT(dense_tile(dense, 2, 3, 0, cols, scratch) == data + 2 * cols);    // in place: whole rows
-  EXPECT(dense_tile(dense, 4, 1, 3, 5, scratch) == data + 4 * cols + 3);   // in place: a part of one row
-  EXPECT(dense_tile(dense, 1, 2, 3, 5, scratch) == scratch);               // copied: parts of two rows
+  EXPECT(dense_tile(dense, 2, 3, 0, cols, scratch) == data + 2 * cols);   // in place: whole rows
+  EXPECT(dense_tile(dense, 4, 1, 3, 5, scratch) == data + 4 * cols + 3);  // in place: a part of one row
+  EXPECT(dense_tile(dense, 1, 2, 3, 5, scratch) == scratch);              // copied: parts of two rows
   EXPECT(equals(scratch, dense, 1, 2, 3, 5));
   EXPECT(equals(dense_tile(transposed, 1, 4, 2, 4, scratch), transposed, 1, 4, 2, 4));
   EXPECT(equals(dense_tile(second_columns, 1, 4, 1, 4, scratch), second_columns, 1, 4, 1, 4));
@@ -474,12 +478,13 @@ void check_tiles() {
     for (const std::int64_t rows : {std::int64_t{1}, std::int64_t{7}, std::int64_t{1100}}) {
       constexpr std::int64_t begin = 2;
       std::vector<int> seen(static_cast<std::size_t>((begin + rows) * cols), 0);
-      for_each_tile(begin, begin + rows, cols, [&](std::int64_t row, std::int64_t count, std::int64_t col, std::int64_t width) {
-        EXPECT(count * width <= kTileElements);
-        for (std::int64_t r = row; r < row + count; ++r) {
-          for (std::int64_t c = col; c < col + width; ++c) ++seen[static_cast<std::size_t>(r * cols + c)];
-        }
-      });
+      for_each_tile(begin, begin + rows, cols,
+                    [&](std::int64_t row, std::int64_t count, std::int64_t col, std::int64_t width) {
+                      EXPECT(count * width <= kTileElements);
+                      for (std::int64_t r = row; r < row + count; ++r) {
+                        for (std::int64_t c = col; c < col + width; ++c) ++seen[static_cast<std::size_t>(r * cols + c)];
+                      }
+                    });
       const auto start = seen.begin() + begin * cols;
       EXPECT(std::all_of(seen.begin(), start, [](int times) { return times == 0; }));
       EXPECT(std::all_of(start, seen.end(), [](int times) { return times == 1; }));
@@ -515,6 +520,4 @@ int run(std::int64_t thin) {
 }  // namespace
 }  // namespace sacfast::SACFAST_ISA
 
-int main(int argc, char** argv) {
-  return sacfast::SACFAST_ISA::run(argc > 1 ? std::max(1L, std::atol(argv[1])) : 1);
-}
+int main(int argc, char** argv) { return sacfast::SACFAST_ISA::run(argc > 1 ? std::max(1L, std::atol(argv[1])) : 1); }

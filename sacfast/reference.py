@@ -248,8 +248,7 @@ class ReferenceLearner:
     def temperature_step(self, mean_log_prob: Tensor) -> dict[str, Tensor]:
         """Raise alpha when the entropy is below its target, lower it when above.
 
-        v2: equation 18, as the authors'
-        code has it, with log alpha in alpha's place.
+        v2: equation 18, as the authors' code has it, with log alpha in alpha's place.
         """
         gap = mean_log_prob + self.target_entropy
         loss = -self.log_alpha * gap

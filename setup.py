@@ -18,10 +18,10 @@ ROOT = Path(__file__).parent.resolve()
 
 
 class CMakeBuild(build_ext):
-    """Builds the ops library and puts it beside the Python files that load it."""
+    """Builds the native libraries, both by one call of CMake, and puts them beside the Python files that load them."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Configure, compile and place `_ops.so`."""
+        """Configure, compile and place `_ops.so` or `_C`; whatever the other call has built is not built again."""
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
         arguments = [
@@ -35,11 +35,13 @@ class CMakeBuild(build_ext):
         arguments += shlex.split(os.environ.get("SACFAST_CMAKE_ARGS", ""))
         cmake = _cmake()
         subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *arguments], check=True)
-        subprocess.run([cmake, "--build", build, "--target", "_ops"], check=True)
+        subprocess.run([cmake, "--build", build, "--target", ext.name.rpartition(".")[2]], check=True)
 
     def get_ext_filename(self, fullname: str) -> str:
-        """Name the library without Python's ABI tag: it holds torch ops only and loads on any Python."""
-        return str(Path(*fullname.split("."))) + ".so"
+        """Name the ops library without Python's ABI tag: it holds torch ops only and loads on any Python."""
+        if fullname.endswith("_ops"):
+            return str(Path(*fullname.split("."))) + ".so"
+        return str(super().get_ext_filename(fullname))
 
 
 def _cmake() -> str:
@@ -50,7 +52,7 @@ def _cmake() -> str:
 
 setup(
     packages=find_packages(include=["sacfast", "sacfast.*"]),
-    package_data={"sacfast": ["py.typed"]},
-    ext_modules=[Extension("sacfast._ops", sources=[])],
+    package_data={"sacfast": ["py.typed", "*.pyi"]},
+    ext_modules=[Extension("sacfast._ops", sources=[]), Extension("sacfast._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

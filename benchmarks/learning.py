@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ EPISODES = 10  # of a deterministic evaluation
 
 @dataclass(frozen=True)
 class Experiment:
-    """A task, how it is learned, and the mean return over the seeds that is asked for."""
+    """A task, how it is learned, and the return that is asked for: of the mean over the seeds, or of each of them."""
 
     name: str
     env_id: str
@@ -40,6 +40,7 @@ class Experiment:
     seeds: tuple[int, ...]
     threshold: float
     flags: tuple[str, ...] = ()
+    of_each: bool = False
 
     def arguments(self, seed: int, torch_threads: int) -> list[str]:
         """Return the `sacfast` arguments of one seed."""
@@ -59,15 +60,27 @@ class Experiment:
 
 THREE = (1, 2, 3)
 PENDULUM = ("Pendulum-v1", 10_000, THREE, -200.0)
-EXPERIMENTS = (
+# v1 fixes the temperature at 1 and scales the reward instead (arXiv 1801.01290, Table 1).
+V1 = ("--value-network", "--alpha", "1.0", "--reward-scale", "5.0")
+# The paper's interval of 1000 leaves 9 copies in so short a run.
+HARD = ("--target-update", "hard", "--target-update-interval", "200")
+BOTH_BACKENDS = (
     Experiment("pendulum", *PENDULUM),
     Experiment("pendulum_1_env", *PENDULUM, ("--num-envs", "1")),
-    # v1 fixes the temperature at 1 and scales the reward instead (arXiv 1801.01290, Table 1).
-    Experiment("pendulum_value_network", *PENDULUM, ("--value-network", "--alpha", "1.0", "--reward-scale", "5.0")),
-    # The paper's interval of 1000 leaves 9 copies in so short a run.
-    Experiment("pendulum_hard_target", *PENDULUM, ("--target-update", "hard", "--target-update-interval", "200")),
+    Experiment("pendulum_value_network", *PENDULUM, V1),
+    Experiment("pendulum_hard_target", *PENDULUM, HARD),
     Experiment("inverted_pendulum", "InvertedPendulum-v5", 20_000, THREE, 900.0),
     Experiment("halfcheetah", "HalfCheetah-v5", 50_000, (1,), 1500.0),
+)
+EXPERIMENTS = (
+    *BOTH_BACKENDS,
+    Experiment("halfcheetah_300k", "HalfCheetah-v5", 300_000, (1, 2), 5000.0, of_each=True),
+    Experiment("inverted_double_pendulum", "InvertedDoublePendulum-v5", 60_000, THREE, 8000.0),
+    Experiment("hopper", "Hopper-v5", 150_000, THREE, 1500.0),
+    *(
+        replace(each, name=f"reference_{each.name}", flags=("--backend", "reference", *each.flags))
+        for each in BOTH_BACKENDS
+    ),
 )
 
 
@@ -98,14 +111,16 @@ class Results:
             self._seeds[seed] = result
             returns = [entry["eval_return_mean"] for entry in self._seeds.values()]
             mean = sum(returns) / len(returns)
+            judged = min(returns) if experiment.of_each else mean
             content = {
                 "experiment": experiment.name,
                 "env_id": experiment.env_id,
                 "total_timesteps": experiment.total_timesteps,
                 "evaluation": f"deterministic, {EPISODES} episodes",
                 "threshold": experiment.threshold,
+                "threshold_of": "each seed" if experiment.of_each else "the mean over the seeds",
                 "mean_return": mean,
-                "passed": mean >= experiment.threshold if not self.missing() else None,  # None: seeds are missing
+                "passed": judged >= experiment.threshold if not self.missing() else None,  # None: seeds are missing
                 "seeds": dict(sorted(self._seeds.items(), key=lambda item: int(item[0]))),
             }
             report.write_json(self.path, content)

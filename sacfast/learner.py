@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,15 @@ class Replay(Protocol):
         """Draw `batch_size` transitions, on the learner's device."""
         ...
 
+    @property
+    def rows(self) -> Tensor:
+        """Every transition as a row [capacity, 2*O + A + 2]: x, a, r, x', terminated."""
+        ...
+
+    def draw(self, count: int) -> Tensor:
+        """Draw the numbers of `count` rows [count] int64, as that many transitions are sampled."""
+        ...
+
 
 class Learner(Protocol):
     """Parameters, optimiser state and noise of one SAC agent, and the update that advances them."""
@@ -32,10 +42,13 @@ class Learner(Protocol):
     observation_dim: int
     action_dim: int
     device: torch.device
-    gradient_updates: int
-    """Whole updates made since the start."""
     actor: Actor
     """The current policy; its parameters change in place with every update."""
+
+    @property
+    def gradient_updates(self) -> int:
+        """Whole updates made since the start."""
+        ...
 
     def update(self, replay: Replay, gradient_steps: int = 1) -> Metrics:
         """Make `gradient_steps` whole updates, each on its own minibatch; return their mean metrics.
@@ -68,12 +81,40 @@ def make_learner(
     """Build a learner for observations [O] and actions [A] with freshly drawn parameters.
 
     `config` None is `SACConfig()`. The same `seed` (an int >= 0) gives the same parameters and noise. Raises
-    ValueError for a backend that does not exist and for a size below 1.
+    ValueError for a backend that does not exist, or not for this device or configuration, and for a size below 1.
     """
     check_backend(backend)
-    from sacfast.reference import ReferenceLearner  # late: it builds on the interfaces above
+    # Late: they build on the interfaces above.
+    if backend == "fused":
+        from sacfast.fused import FusedLearner
 
-    return ReferenceLearner(observation_dim, action_dim, config or SACConfig(), device=device, seed=seed)
+        return FusedLearner(observation_dim, action_dim, config, device=device, seed=seed)
+    from sacfast.reference import ReferenceLearner
+
+    return ReferenceLearner(observation_dim, action_dim, config, device=device, seed=seed)
+
+
+def metric_names(config: SACConfig) -> tuple[str, ...]:
+    """Return the names of the metrics that an update reports, in order."""
+    names = ["critic_loss", "actor_loss", "q_mean", "target_mean", "alpha"]
+    if config.alpha == "auto":
+        names.append("alpha_loss")
+    if not config.deterministic_policy:
+        names.append("entropy")
+    if config.value_network:
+        names.append("value_loss")
+    return tuple(names)
+
+
+def random_start(seed: int) -> tuple[torch.Generator, int]:
+    """Return a learner's generator of initial parameters, and the seed of its noise.
+
+    The two must not share one stream of random numbers. Raises ValueError for a negative `seed`.
+    """
+    if seed < 0:
+        raise ValueError(f"seed: expected an int >= 0, got {seed}")
+    init_seed, noise_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
+    return torch.Generator().manual_seed(init_seed), noise_seed
 
 
 def check_update_arguments(replay: Replay, gradient_steps: int, batch_size: int) -> None:

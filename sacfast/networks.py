@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from sacfast.config import SACConfig
+
 
 class FlatNetwork(nn.Module):
     """A network whose parameters are views of `flat`, and their gradients views of `flat_grad`.
@@ -155,6 +157,33 @@ class ValueNetwork(FlatNetwork):
     def forward(self, observation: Tensor) -> Tensor:
         """Map observation [B, O] to V [B]."""
         return _run(self.layers, observation).squeeze(-1)
+
+
+def build_networks(
+    observation_dim: int,
+    action_dim: int,
+    config: SACConfig,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+) -> dict[str, FlatNetwork]:
+    """Draw the networks of one agent by name: actor, critic and target_critic; v1: actor, critic, value, target_value.
+
+    A target starts as a copy of what it follows.
+    """
+    built = (config.hidden_sizes, device, dtype, generator)
+    networks: dict[str, FlatNetwork] = {
+        "actor": Actor(observation_dim, action_dim, *built),
+        "critic": TwinCritic(observation_dim, action_dim, *built),
+    }
+    if config.value_network:
+        networks["value"] = ValueNetwork(observation_dim, *built)
+        networks["target_value"] = ValueNetwork(observation_dim, *built)
+        networks["target_value"].flat.copy_(networks["value"].flat)
+    else:
+        networks["target_critic"] = TwinCritic(observation_dim, action_dim, *built)
+        networks["target_critic"].flat.copy_(networks["critic"].flat)
+    return networks
 
 
 class _ScalarFunction(nn.Module):

@@ -29,16 +29,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sacfast import ops
 from sacfast.config import SACConfig
-from sacfast.learner import Replay, check_state, check_update_arguments
-from sacfast.networks import Actor, FlatNetwork, TwinCritic, ValueNetwork
+from sacfast.learner import Replay, check_state, check_update_arguments, metric_names, random_start
+from sacfast.networks import Actor, TwinCritic, ValueNetwork, build_networks
 from sacfast.ops.polyak import polyak_update_reference_
 from sacfast.ops.tanh_gaussian import tanh_gaussian_rsample_reference
 from sacfast.ops.twin_q import twin_q_target_reference
@@ -69,12 +69,9 @@ class ReferenceLearner:
         self.observation_dim = observation_dim
         self.action_dim = action_dim
         self.gradient_updates = 0
-        self.metric_names = _metric_names(config)
-        if seed < 0:
-            raise ValueError(f"seed: expected an int >= 0, got {seed}")
-        # Parameters and noise must not share one stream of random numbers.
-        init_seed, noise_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
-        self._build_networks(torch.device(device), dtype, torch.Generator().manual_seed(init_seed))
+        self.metric_names = metric_names(config)
+        generator, noise_seed = random_start(seed)
+        self._build_networks(torch.device(device), dtype, generator)
         self.device = self.actor.flat.device
         self._build_temperature(dtype)
         self._choose_ops(noise_seed)
@@ -82,22 +79,17 @@ class ReferenceLearner:
         self._captured = _CapturedUpdate(self) if self.device.type == "cuda" else None
 
     def _build_networks(self, device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> None:
-        config, observation_dim, action_dim = self.config, self.observation_dim, self.action_dim
-        built = (config.hidden_sizes, device, dtype, generator)
-        self.actor = Actor(observation_dim, action_dim, *built)
-        self.critic = TwinCritic(observation_dim, action_dim, *built)
-        self._networks: dict[str, FlatNetwork] = {"actor": self.actor, "critic": self.critic}
-        self._online: FlatNetwork
-        self._target: FlatNetwork
+        config = self.config
+        networks = build_networks(self.observation_dim, self.action_dim, config, device, dtype, generator)
+        self._networks = networks
+        self.actor, self.critic = cast(Actor, networks["actor"]), cast(TwinCritic, networks["critic"])
         if config.value_network:
-            self.value = self._online = ValueNetwork(observation_dim, *built)
-            self.target_value = self._target = ValueNetwork(observation_dim, *built)
-            self._networks |= {"value": self.value, "target_value": self.target_value}
+            self.value = cast(ValueNetwork, networks["value"])
+            self.target_value = cast(ValueNetwork, networks["target_value"])
+            self._online, self._target = networks["value"], networks["target_value"]
         else:
-            self._online = self.critic
-            self.target_critic = self._target = TwinCritic(observation_dim, action_dim, *built)
-            self._networks |= {"target_critic": self.target_critic}
-        self._target.flat.copy_(self._online.flat)
+            self.target_critic = cast(TwinCritic, networks["target_critic"])
+            self._online, self._target = networks["critic"], networks["target_critic"]
         self._optimizers = {
             "actor": _adam(self.actor.flat, config.actor_lr, config),
             "critic": _adam(self.critic.flat, config.critic_lr, config),
@@ -381,14 +373,3 @@ def _adam(flat: Tensor, lr: float, config: SACConfig) -> torch.optim.Adam:
         "exp_avg_sq": torch.zeros_like(flat),
     }
     return optimizer
-
-
-def _metric_names(config: SACConfig) -> tuple[str, ...]:
-    names = ["critic_loss", "actor_loss", "q_mean", "target_mean", "alpha"]
-    if config.alpha == "auto":
-        names.append("alpha_loss")
-    if not config.deterministic_policy:
-        names.append("entropy")
-    if config.value_network:
-        names.append("value_loss")
-    return tuple(names)

@@ -120,10 +120,20 @@ class ReplayBuffer:
             RuntimeError: the buffer is empty.
         """
         _check_int("batch_size", batch_size, 1)
+        return Batch(*self._split(self.rows.index_select(0, self.draw(batch_size))))
+
+    def draw(self, count: int) -> torch.Tensor:
+        """Draw the numbers of `count` rows [count] int64, as `sample` does.
+
+        Raises:
+            TypeError: `count` is not an int.
+            ValueError: `count` < 1.
+            RuntimeError: the buffer is empty.
+        """
+        _check_int("count", count, 1)
         if self._size == 0:
-            raise RuntimeError("sample: the replay buffer is empty, add transitions first")
-        index = torch.randint(self._size, (batch_size,), generator=self._generator, device=self.device)
-        return Batch(*self._split(self.rows.index_select(0, index)))
+            raise RuntimeError("the replay buffer is empty, add transitions first")
+        return torch.randint(self._size, (count,), generator=self._generator, device=self.device)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return all that an exact resume needs.

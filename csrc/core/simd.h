@@ -64,9 +64,7 @@ SACFAST_HD V broadcast(typename LanesOf<V>::Scalar value) {
   if constexpr (LanesOf<V>::count == 1) {
     return value;
   } else {
-    V all;
-    for (int lane = 0; lane < LanesOf<V>::count; ++lane) all[lane] = value;
-    return all;
+    return value - V{};  // the compilers turn this, but no loop over the lanes, into one broadcast
   }
 }
 

@@ -1,0 +1,276 @@
+// Matrices as column panels, and the matrix product on them.
+//
+// A matrix [rows, cols] is cut into panels of kPanel columns (two native vectors); a panel holds its columns row by
+// row, so the stride between rows is a constant of the instruction set. Every operand of every product of a multilayer
+// perceptron is then read in order from few pages, whether it stands left, right or transposed:
+//
+//     multiply_rows     out[row, col]  = sum over k    of left[row, k] * right[k, col]       forward, input gradient
+//     multiply_columns  out[i, col]    = sum over rows of left[row, i] * right[row, col]     weight gradient
+//
+// Columns beyond the last are zero and stay zero.
+#pragma once
+
+#include <type_traits>
+
+#include "math.h"
+#include "simd.h"
+
+namespace sacfast::SACFAST_ISA {
+
+template <class T>
+using VectorOf = typename Widest<std::remove_const_t<T>>::type;
+template <class T>
+constexpr std::int64_t kLanes = LanesOf<VectorOf<T>>::count;
+template <class T>
+constexpr std::int64_t kPanel = 2 * kLanes<T>;
+
+// Rows of an output tile: with two vectors a row, as many accumulators as the registers hold beside the operands.
+template <class T>
+constexpr int kTileRows = kVectorBytes == 64 ? 14 : 6;
+template <>
+constexpr int kTileRows<double> = 4;  // serves tests
+
+// Rows worked on while their activations stay in the second-level cache, and the right-hand panels pass by.
+constexpr std::int64_t kRowBlock = 128;
+
+template <class T>
+constexpr std::int64_t panel_count(std::int64_t cols) {
+  return (cols + kPanel<T> - 1) / kPanel<T>;
+}
+
+template <class T>
+constexpr std::int64_t panel_elements(std::int64_t rows, std::int64_t cols) {
+  return panel_count<T>(cols) * rows * kPanel<T>;
+}
+
+template <class T>
+struct Panels {
+  T* data;
+  std::int64_t stride;  // elements from one panel to the next
+
+  T* panel(std::int64_t index) const { return data + index * stride; }
+  T* row(std::int64_t panel_index, std::int64_t row) const { return panel(panel_index) + row * kPanel<T>; }
+  T& at(std::int64_t row, std::int64_t col) const {
+    return data[col / kPanel<T> * stride + row * kPanel<T> + col % kPanel<T>];
+  }
+};
+
+template <class T>
+constexpr Panels<T> panels(T* data, std::int64_t rows) {
+  return {data, rows * kPanel<T>};
+}
+
+// The sums of one tile: kRows rows of kVectors vectors, kept in registers.
+template <class T, int kRows, int kVectors>
+struct Tile {
+  using V = VectorOf<T>;
+  V sum[kRows][kVectors];
+
+  // Adds sum over k < count of left(row, k) * right[k, :]. Left is read along its rows, or, transposed, down its
+  // columns: element (row, k) is left[row * kPanel + k], or left[k * kPanel + row].
+  template <bool kTransposed>
+  SACFAST_HD void add(const T* left, const T* right, std::int64_t count) {
+    constexpr std::int64_t panel = kPanel<T>, lanes = kLanes<T>;
+    for (std::int64_t k = 0; k < count; ++k) {
+      V columns[kVectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) columns[v] = load<V>(right + v * lanes);
+#pragma GCC unroll 16
+      for (int row = 0; row < kRows; ++row) {
+        const V factor = broadcast<V>(left[kTransposed ? row : row * panel]);
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) sum[row][v] += factor * columns[v];
+      }
+      left += kTransposed ? panel : 1;
+      right += panel;
+    }
+  }
+
+  SACFAST_HD void fill(const T* row_of_all) {
+    for (int v = 0; v < kVectors; ++v) {
+      const V value = row_of_all == nullptr ? V{} : load<V>(row_of_all + v * kLanes<T>);
+      for (int row = 0; row < kRows; ++row) sum[row][v] = value;
+    }
+  }
+};
+
+// Calls body(std::integral_constant<int, count>) for 1 <= count <= kMost.
+template <int kMost, class Body>
+SACFAST_HD void with_constant(std::int64_t count, Body body) {
+  if constexpr (kMost == 1) {
+    body(std::integral_constant<int, 1>{});
+  } else {
+    if (count == kMost) {
+      body(std::integral_constant<int, kMost>{});
+    } else {
+      with_constant<kMost - 1>(count, body);
+    }
+  }
+}
+
+// Cuts [begin, end) into the fewest pieces of at most `most`, of sizes that differ by one at most.
+template <class Body>
+SACFAST_HD void for_each_piece(std::int64_t begin, std::int64_t end, std::int64_t most, Body body) {
+  const std::int64_t pieces = (end - begin + most - 1) / most;
+  for (std::int64_t piece = 0; piece < pieces; ++piece) {
+    const std::int64_t first = begin + (end - begin) * piece / pieces;
+    body(first, begin + (end - begin) * (piece + 1) / pieces - first);
+  }
+}
+
+// One tile of multiply_rows: out of line, so that its registers are its own.
+template <class T, int kRows, int kVectors, class Finish>
+__attribute__((noinline)) void multiply_tile(Panels<const T> left, std::int64_t row, std::int64_t depth, const T* right,
+                                             const T* start, std::int64_t panel, const Finish& finish) {
+  Tile<T, kRows, kVectors> tile;
+  tile.fill(start);
+  for (std::int64_t k = 0, part = 0; k < depth; k += kPanel<T>, ++part) {
+    const std::int64_t left_over = depth - k;
+    tile.template add<false>(left.row(part, row), right + k * kPanel<T>,
+                             left_over < kPanel<T> ? left_over : kPanel<T>);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) finish(row + r, panel, v * kLanes<T>, tile.sum[r][v]);
+  }
+}
+
+// For rows [begin, end) and every column of `right` [depth, cols]: calls finish(row, panel, column in it, vector) with
+// the product left * right, plus the row that follows `right` in each of its panels when `biased`.
+template <bool kBiased, class T, class Finish>
+void multiply_rows(Panels<const T> left, std::int64_t begin, std::int64_t end, std::int64_t depth,
+                   Panels<const T> right, std::int64_t cols, const Finish& finish) {
+  for_each_piece(begin, end, kRowBlock, [&](std::int64_t block, std::int64_t block_rows) {
+    for (std::int64_t panel = 0; panel < panel_count<T>(cols); ++panel) {
+      const T* weights = right.panel(panel);
+      const T* start = kBiased ? weights + depth * kPanel<T> : nullptr;
+      const bool narrow = cols - panel * kPanel<T> <= kLanes<T>;
+      for_each_piece(block, block + block_rows, kTileRows<T>, [&](std::int64_t row, std::int64_t rows) {
+        with_constant<kTileRows<T>>(rows, [&](auto constant) {
+          constexpr int tile_rows = decltype(constant)::value;
+          if (narrow) {
+            multiply_tile<T, tile_rows, 1>(left, row, depth, weights, start, panel, finish);
+          } else {
+            multiply_tile<T, tile_rows, 2>(left, row, depth, weights, start, panel, finish);
+          }
+        });
+      });
+    }
+  });
+}
+
+// One tile of multiply_columns, written to `out` [kRows, kPanel].
+template <class T, int kRows, int kVectors>
+__attribute__((noinline)) void multiply_transposed_tile(const T* left, const T* right, std::int64_t depth, T* out) {
+  Tile<T, kRows, kVectors> tile;
+  tile.fill(nullptr);
+  tile.template add<true>(left, right, depth);
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) store(out + r * kPanel<T> + v * kLanes<T>, tile.sum[r][v]);
+  }
+}
+
+// For every column i < count of `left` [depth, count] and one panel of `right` [depth, :]: calls before(first, rows)
+// ahead of a tile, and then finish(first, rows, sums) with sums [rows, kPanel] of left[row, i] * right[row, :], i from
+// `first`. Of a narrow panel only the first vector has columns; the other sums are not set.
+template <class T, class Before, class Finish>
+void multiply_columns(Panels<const T> left, std::int64_t count, std::int64_t depth, const T* right, bool narrow,
+                      const Before& before, const Finish& finish) {
+  for (std::int64_t panel = 0; panel < panel_count<T>(count); ++panel) {
+    const std::int64_t end = count < (panel + 1) * kPanel<T> ? count : (panel + 1) * kPanel<T>;
+    for_each_piece(panel * kPanel<T>, end, kTileRows<T>, [&](std::int64_t first, std::int64_t rows) {
+      alignas(64) T sums[kTileRows<T> * kPanel<T>];
+      before(first, rows);
+      const T* columns = left.panel(panel) + first % kPanel<T>;
+      with_constant<kTileRows<T>>(rows, [&](auto constant) {
+        constexpr int tile_rows = decltype(constant)::value;
+        if (narrow) {
+          multiply_transposed_tile<T, tile_rows, 1>(columns, right, depth, sums);
+        } else {
+          multiply_transposed_tile<T, tile_rows, 2>(columns, right, depth, sums);
+        }
+      });
+      finish(first, rows, sums);
+    });
+  }
+}
+
+// The sum over `depth` rows of one vector of a panel, each row multiplied by its weight if there are weights.
+template <class T>
+SACFAST_HD VectorOf<T> sum_rows(const T* column, std::int64_t depth, const T* weights = nullptr) {
+  using V = VectorOf<T>;
+  V sums[4] = {};
+  for (std::int64_t row = 0; row < depth; ++row) {
+    const V value = load<V>(column + row * kPanel<T>);
+    sums[row % 4] += weights == nullptr ? value : value * broadcast<V>(weights[row]);
+  }
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+template <class V>
+SACFAST_HD typename LanesOf<V>::Scalar sum_lanes(V value) {
+  if constexpr (LanesOf<V>::count == 1) {
+    return value;
+  } else {
+    typename LanesOf<V>::Scalar total = 0;
+    for (int lane = 0; lane < LanesOf<V>::count; ++lane) total += value[lane];
+    return total;
+  }
+}
+
+// Swaps the off-diagonal quarters of every square of 2 * kHalf lanes, for kHalf = 1, 2, ... half the lanes.
+template <int kHalf>
+SACFAST_HD void transpose_stage(VecF (&rows)[kFloats]) {
+  VecI low, high;
+  for (int lane = 0; lane < kFloats; ++lane) {
+    low[lane] = (lane & kHalf) == 0 ? lane : kFloats + lane - kHalf;
+    high[lane] = (lane & kHalf) == 0 ? lane + kHalf : kFloats + lane;
+  }
+#pragma GCC unroll 16
+  for (int row = 0; row < kFloats; ++row) {
+    if ((row & kHalf) == 0) {
+      const VecF a = rows[row], b = rows[row + kHalf];
+      rows[row] = __builtin_shuffle(a, b, low);
+      rows[row + kHalf] = __builtin_shuffle(a, b, high);
+    }
+  }
+  if constexpr (2 * kHalf < kFloats) transpose_stage<2 * kHalf>(rows);
+}
+
+// Transposes a square of lanes x lanes elements between two panels.
+SACFAST_HD void transpose_square(const float* from, float* to) {
+  VecF rows[kFloats];
+#pragma GCC unroll 16
+  for (int row = 0; row < kFloats; ++row) rows[row] = load<VecF>(from + row * kPanel<float>);
+  transpose_stage<1>(rows);
+#pragma GCC unroll 16
+  for (int row = 0; row < kFloats; ++row) store(to + row * kPanel<float>, rows[row]);
+}
+
+// Writes rows [first_row, first_row + rows) of one panel of `from`, columns [0, cols), to rows [first_out, ...) of the
+// transposed matrix: to(first_out + col, row - first_row) = from(row, col).
+template <class T>
+void transpose_panel(const T* from, std::int64_t first_row, std::int64_t rows, std::int64_t cols, Panels<T> to,
+                     std::int64_t first_out) {
+  constexpr std::int64_t lanes = kLanes<T>;
+  const T* source = from + first_row * kPanel<T>;
+  std::int64_t whole_rows = 0, whole_cols = 0;
+  if constexpr (lanes > 1) {
+    whole_rows = rows / lanes * lanes, whole_cols = cols / lanes * lanes;
+    for (std::int64_t row = 0; row < whole_rows; row += lanes) {
+      for (std::int64_t col = 0; col < whole_cols; col += lanes) {
+        transpose_square(source + row * kPanel<T> + col, &to.at(first_out + col, row));
+      }
+    }
+  }
+  for (std::int64_t row = 0; row < rows; ++row) {
+    for (std::int64_t col = row < whole_rows ? whole_cols : 0; col < cols; ++col) {
+      to.at(first_out + col, row) = source[row * kPanel<T> + col];
+    }
+  }
+}
+
+}  // namespace sacfast::SACFAST_ISA

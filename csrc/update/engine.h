@@ -1,0 +1,102 @@
+// The fused SAC update: its settings, the state it advances, and what every backend's engine offers.
+//
+// Shape letters: B rows of a minibatch, O observation size, A action size. T is float; double serves tests.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../core/cpu_level.h"
+#include "../core/tanh_gaussian.h"
+
+namespace sacfast {
+
+// The fields of SACConfig that the update reads, under the same names.
+struct UpdateSettings {
+  std::int64_t observation_dim = 0, action_dim = 0, batch_size = 0;
+  std::vector<std::int64_t> hidden_sizes;
+  double gamma = 0, reward_scale = 1;
+  bool learn_alpha = true;  // alpha == "auto"
+  double alpha = 0;         // where it is not learned
+  double target_entropy = 0;
+  double actor_lr = 0, critic_lr = 0, alpha_lr = 0, value_lr = 0;
+  double adam_beta1 = 0, adam_beta2 = 0, adam_eps = 0;
+  bool hard_target_update = false;
+  double tau = 0;
+  std::int64_t target_update_interval = 1;
+  bool value_network = false, deterministic_policy = false;
+  LogStdBounding log_std_bounding = LogStdBounding::kClamp;
+  double log_std_low = 0, log_std_high = 0;
+};
+
+// The networks that are learned, and what there is of each.
+enum class Network : int { kActor = 0, kQ1 = 1, kQ2 = 2, kValue = 3 };
+constexpr int kNetworks = 4;
+enum class Part : int { kParameters = 0, kExpAvg = 1, kExpAvgSq = 2, kTarget = 3 };
+constexpr int kParts = 4;
+
+// All of the state that is not a network's.
+struct UpdateCounters {
+  double log_alpha = 0, log_alpha_exp_avg = 0, log_alpha_exp_avg_sq = 0;
+  std::int64_t adam_steps[kNetworks] = {};  // of each network's optimiser; the twin critics share one
+  std::int64_t alpha_steps = 0;
+  std::int64_t gradient_updates = 0;
+  std::uint64_t noise_seed = 0, noise_offset = 0;  // Philox: core/philox.h
+};
+
+enum class Metric : int { kCriticLoss, kActorLoss, kQMean, kTargetMean, kAlpha, kAlphaLoss, kEntropy, kValueLoss };
+constexpr int kMetrics = 8;
+
+// The work of one call.
+template <class T>
+struct UpdateWork {
+  const float* rows = nullptr;          // of the replay buffer [capacity, 2 O + A + 2]: x | a | r | x' | terminated
+  const std::int64_t* index = nullptr;  // [steps, B]: the rows that each minibatch takes
+  std::int64_t steps = 0;
+  const T* next_noise = nullptr;  // [B, A] of x', for tests; null: drawn. Every step takes the same.
+  const T* noise = nullptr;       // [B, A] of x
+  int threads = 1;
+};
+
+struct UpdateOutcome {
+  std::int64_t updates = 0;       // made; fewer than asked for when something was not finite
+  double metrics[kMetrics] = {};  // sums over the updates made
+  std::string fault;              // what was not finite in the update that was not made, or empty
+};
+
+// Where the time of an update goes.
+struct PhaseTime {
+  const char* name;
+  double seconds;  // all threads together
+  double flop;     // of the matrix products
+};
+
+template <class T>
+class UpdateEngine {
+ public:
+  virtual ~UpdateEngine() = default;
+
+  virtual UpdateOutcome update(const UpdateWork<T>& work) = 0;
+
+  // Parameters in torch's order, [P]: of each layer the weight [outputs, inputs], then the bias [outputs].
+  virtual std::int64_t parameter_count(Network network) const = 0;  // 0 for a network that the settings leave out
+  virtual void read(Network network, Part part, T* to) const = 0;
+  virtual void write(Network network, Part part, const T* from) = 0;
+  virtual UpdateCounters& counters() = 0;
+
+  // From now on `update` takes the time of its phases. Returns the times so far.
+  virtual std::vector<PhaseTime> profile() = 0;
+};
+
+#define SACFAST_ENGINE_CPU(T)                                                                               \
+  SACFAST_DECLARE_CPU(void make_engine(const UpdateSettings& settings, std::unique_ptr<UpdateEngine<T>>& engine))
+SACFAST_ENGINE_CPU(float)
+SACFAST_ENGINE_CPU(double)
+#undef SACFAST_ENGINE_CPU
+
+// Multiply-adds a second, times two, that `threads` threads reach on registers alone: the limit of any product.
+SACFAST_DECLARE_CPU(void fma_peak(int threads, double seconds, double& flop_per_second))
+
+}  // namespace sacfast

@@ -1,0 +1,122 @@
+// The CPU engine, compiled once for each instruction set.
+#include <unistd.h>
+
+#include <atomic>
+#include <stdexcept>
+
+#include "sac_update.h"
+#include "worker.h"
+
+namespace sacfast::SACFAST_ISA {
+namespace {
+
+// After a fork the threads are gone, and their team must not be taken down: it would wait for them.
+struct DeleteInOwnProcess {
+  pid_t process = getpid();
+  void operator()(ThreadTeam* team) const {
+    if (getpid() == process) delete team;
+  }
+};
+
+template <class T>
+class CpuEngine final : public UpdateEngine<T> {
+ public:
+  explicit CpuEngine(const UpdateSettings& settings) : state_(settings) {}
+
+  UpdateOutcome update(const UpdateWork<T>& work) override {
+    const Claim claim(*this);
+    use_threads(work.threads);
+    UpdateOutcome outcome;
+    job_->work = &work;
+    job_->outcome = &outcome;
+    job_->step = 0;
+    job_->failed = false;
+    team_->run([this, &work](int thread) {
+      Worker<T>& worker = workers_[static_cast<std::size_t>(thread)];
+      for (std::int64_t step = 0; step < work.steps; ++step) {
+        if (!sac_update(worker, state_.settings)) break;
+      }
+    });
+    if (!outcome.fault.empty()) state_.transpose_all();  // a critic's step may have been made, and was not taken over
+    return outcome;
+  }
+
+  std::int64_t parameter_count(Network network) const override { return state_.network(network).shape.parameters; }
+
+  void read(Network network, Part part, T* to) const override {
+    const T* from = state_.part(network, part);
+    state_.network(network).shape.for_each_parameter(
+        [to, from](std::int64_t flat, std::int64_t packed) { to[flat] = from[packed]; });
+  }
+
+  void write(Network network, Part part, const T* from) override {
+    const Claim claim(*this);
+    T* to = state_.part(network, part);
+    state_.network(network).shape.for_each_parameter(
+        [to, from](std::int64_t flat, std::int64_t packed) { to[packed] = from[flat]; });
+    if (part == Part::kParameters) state_.transpose_all();
+  }
+
+  UpdateCounters& counters() override { return state_.counters; }
+
+  std::vector<PhaseTime> profile() override {
+    std::vector<PhaseTime> times;
+    for (int phase = 0; phase < kPhases; ++phase) {
+      times.push_back({kPhaseNames[phase], 0, 0});
+      for (Worker<T>& worker : workers_) {
+        times.back().seconds += worker.seconds[phase];
+        times.back().flop += worker.flop[phase];
+      }
+    }
+    profiling_ = true;
+    for (Worker<T>& worker : workers_) worker.profiling = true;
+    return times;
+  }
+
+ private:
+  // The engine is one thread's at a time, and of the process that made it.
+  struct Claim {
+    explicit Claim(CpuEngine& of) : engine(of) {
+      if (getpid() != engine.process_) {
+        throw std::runtime_error(
+            "learner: made before this process was forked, and its threads were not; build it in this process, or "
+            "start the process by spawn");
+      }
+      if (engine.busy_.exchange(true)) throw std::runtime_error("learner: in use by another thread");
+    }
+    ~Claim() { engine.busy_ = false; }
+    CpuEngine& engine;
+  };
+
+  void use_threads(int threads) {
+    if (job_ != nullptr && job_->threads == threads) return;
+    team_.reset();
+    workers_.clear();
+    job_ = std::make_unique<Job<T>>(state_, threads);
+    for (int thread = 0; thread < threads; ++thread) {
+      workers_.emplace_back(*job_, thread);
+      workers_.back().profiling = profiling_;
+    }
+    team_.reset(new ThreadTeam(threads));
+  }
+
+  UpdateState<T> state_;
+  std::unique_ptr<Job<T>> job_;
+  std::vector<Worker<T>> workers_;
+  std::unique_ptr<ThreadTeam, DeleteInOwnProcess> team_;
+  const pid_t process_ = getpid();
+  std::atomic<bool> busy_{false};
+  bool profiling_ = false;
+};
+
+}  // namespace
+
+#define SACFAST_DEFINE(T)                                                                          \
+  void make_engine(const UpdateSettings& settings, std::unique_ptr<UpdateEngine<T>>& engine) {     \
+    engine = std::make_unique<CpuEngine<T>>(settings);                                             \
+  }
+SACFAST_DEFINE(float)
+SACFAST_DEFINE(double)
+#undef SACFAST_DEFINE
+
+}  // namespace sacfast::SACFAST_ISA

@@ -1,0 +1,172 @@
+// A multilayer perceptron (ReLU) on panels: where its parameters lie, forward, and backward to its inputs.
+//
+// A layer's block holds the transposed weight [inputs, outputs] in panels, each followed by its part of the bias. A
+// scalar layer (the head of a critic) is a vector instead: its weight [1, inputs] in panels, then the bias alone.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../core/panels.h"
+
+namespace sacfast::SACFAST_ISA {
+
+struct Layer {
+  std::int64_t inputs, outputs;
+  bool scalar;
+  std::int64_t offset;  // of its block in the network's parameters
+};
+
+template <class T>
+struct MlpShape {
+  std::vector<Layer> layers;
+  std::int64_t elements = 0;    // of all blocks
+  std::int64_t parameters = 0;  // without the padding
+
+  MlpShape() = default;
+  MlpShape(std::int64_t inputs, const std::vector<std::int64_t>& hidden_sizes, std::int64_t outputs,
+           bool scalar_head) {
+    std::vector<std::int64_t> sizes = {inputs};
+    sizes.insert(sizes.end(), hidden_sizes.begin(), hidden_sizes.end());
+    sizes.push_back(outputs);
+    for (std::size_t i = 0; i + 1 < sizes.size(); ++i) {
+      const Layer layer{sizes[i], sizes[i + 1], scalar_head && i + 2 == sizes.size(), elements};
+      layers.push_back(layer);
+      parameters += layer.outputs * (layer.inputs + 1);
+      elements += layer.scalar ? panel_elements<T>(1, layer.inputs) + kPanel<T>
+                               : panel_elements<T>(layer.inputs + 1, layer.outputs);
+    }
+  }
+
+  std::size_t hidden() const { return layers.size() - 1; }
+
+  // Calls visit(index in torch's order, index in the blocks) for every parameter.
+  template <class Visit>
+  void for_each_parameter(const Visit& visit) const {
+    std::int64_t flat = 0;
+    for (const Layer& layer : layers) {
+      for (std::int64_t output = 0; output < layer.outputs; ++output) {
+        for (std::int64_t input = 0; input < layer.inputs; ++input) visit(flat++, weight_at(layer, input, output));
+      }
+      for (std::int64_t output = 0; output < layer.outputs; ++output) {
+        visit(flat++, layer.scalar ? layer.offset + panel_elements<T>(1, layer.inputs)
+                                   : weight_at(layer, layer.inputs, output));
+      }
+    }
+  }
+
+ private:
+  static std::int64_t weight_at(const Layer& layer, std::int64_t input, std::int64_t output) {
+    if (layer.scalar) return layer.offset + input;  // panels of one row
+    const std::int64_t panel = output / kPanel<T> * (layer.inputs + 1) + input;
+    return layer.offset + panel * kPanel<T> + output % kPanel<T>;
+  }
+};
+
+template <class T>
+Panels<const T> weight_of(const Layer& layer, const T* parameters) {
+  return {parameters + layer.offset, (layer.inputs + 1) * kPanel<T>};
+}
+
+template <class T>
+Panels<const T> readable(Panels<T> matrix) {
+  return {matrix.data, matrix.stride};
+}
+
+// The outputs of the layers for B rows: of the hidden ones after the ReLU, and of the head in panels or as a vector.
+template <class T>
+struct Activations {
+  std::vector<Panels<T>> hidden;
+  Panels<T> head{};
+  T* scalar = nullptr;  // [B]
+};
+
+// Rows [begin, end) of a product, written to `out`, through a ReLU for a hidden layer.
+template <bool kRelu, class T>
+void layer_forward(const Layer& layer, const T* parameters, Panels<const T> input, std::int64_t begin,
+                   std::int64_t end, Panels<T> out) {
+  using V = VectorOf<T>;
+  multiply_rows<true>(input, begin, end, layer.inputs, weight_of(layer, parameters), layer.outputs,
+                      [out](std::int64_t row, std::int64_t panel, std::int64_t col, V sum) {
+                        const V zero{};
+                        // A NaN stays one: it fails the test.
+                        store(out.row(panel, row) + col, kRelu ? V(zero > sum ? zero : sum) : sum);
+                      });
+}
+
+template <class T>
+void scalar_forward(const Layer& layer, const T* parameters, Panels<const T> input, std::int64_t begin,
+                    std::int64_t end, T* out) {
+  using V = VectorOf<T>;
+  const T* weight = parameters + layer.offset;
+  const T bias = weight[panel_elements<T>(1, layer.inputs)];
+  for (std::int64_t row = begin; row < end; ++row) {
+    V first{}, second{};
+    for (std::int64_t panel = 0; panel < panel_count<T>(layer.inputs); ++panel) {
+      const T* values = input.row(panel, row);
+      first += load<V>(values) * load<V>(weight + panel * kPanel<T>);
+      second += load<V>(values + kLanes<T>) * load<V>(weight + panel * kPanel<T> + kLanes<T>);
+    }
+    out[row] = sum_lanes(V(first + second)) + bias;
+  }
+}
+
+template <class T>
+void mlp_forward(const MlpShape<T>& shape, const T* parameters, Panels<const T> input, std::int64_t begin,
+                 std::int64_t end, const Activations<T>& out) {
+  for (std::size_t i = 0; i < shape.hidden(); ++i) {
+    layer_forward<true>(shape.layers[i], parameters, input, begin, end, out.hidden[i]);
+    input = readable(out.hidden[i]);
+  }
+  const Layer& head = shape.layers.back();
+  if (head.scalar) {
+    scalar_forward(head, parameters, input, begin, end, out.scalar);
+  } else {
+    layer_forward<false>(head, parameters, input, begin, end, out.head);
+  }
+}
+
+// For a backward pass over rows that do not lie side by side: row m of the deltas belongs to row rows[m] of the
+// activations. A null pointer: to row m itself.
+struct RowMap {
+  const std::int32_t* rows = nullptr;
+  std::int64_t operator[](std::int64_t row) const { return rows == nullptr ? row : rows[row]; }
+};
+
+template <class T>
+SACFAST_HD VectorOf<T> where_active(VectorOf<T> gradient, const T* activation) {
+  using V = VectorOf<T>;
+  const V zero{};
+  return load<V>(activation) > zero ? gradient : zero;
+}
+
+// From the gradient of a scalar head's output, gradient[row], to the deltas of the layer before it.
+template <class T>
+void scalar_backward(const Layer& head, const T* parameters, Panels<const T> activation, RowMap map,
+                     const T* gradient, std::int64_t begin, std::int64_t end, Panels<T> delta) {
+  using V = VectorOf<T>;
+  const T* weight = parameters + head.offset;
+  for (std::int64_t panel = 0; panel < panel_count<T>(head.inputs); ++panel) {
+    for (std::int64_t col = 0; col < kPanel<T>; col += kLanes<T>) {
+      const V factor = load<V>(weight + panel * kPanel<T> + col);
+      for (std::int64_t row = begin; row < end; ++row) {
+        const V product = factor * broadcast<V>(gradient[map[row]]);
+        store(delta.row(panel, row) + col, where_active<T>(product, activation.row(panel, map[row]) + col));
+      }
+    }
+  }
+}
+
+// From the deltas of a layer to those of the hidden layer before it; `transposed` is the weight [outputs, inputs].
+template <class T>
+void layer_backward(const Layer& layer, Panels<const T> transposed, Panels<const T> delta, Panels<const T> activation,
+                    RowMap map, std::int64_t begin, std::int64_t end, Panels<T> out) {
+  using V = VectorOf<T>;
+  multiply_rows<false>(delta, begin, end, layer.outputs, transposed, layer.inputs,
+                       [=](std::int64_t row, std::int64_t panel, std::int64_t col, V sum) {
+                         store(out.row(panel, row) + col,
+                               where_active<T>(sum, activation.row(panel, map[row]) + col));
+                       });
+}
+
+}  // namespace sacfast::SACFAST_ISA

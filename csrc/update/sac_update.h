@@ -1,0 +1,56 @@
+// One SAC gradient update, in the order that sacfast/reference.py documents and algorithm.md derives.
+//
+// This is the only place where the order stands. A Worker carries it out: on the CPU it is one of several threads, which
+// do each step for their own rows of the minibatch, or for their own share of the parameters, and meet where a step
+// needs what the others have done. x, a, r, x', terminated: the minibatch of B transitions; Q_i: the twin critics.
+#pragma once
+
+#include "engine.h"
+
+namespace sacfast {
+
+// Returns false, with every parameter as it was, when a loss or a gradient is not finite.
+template <class Worker>
+bool sac_update(Worker& worker, const UpdateSettings& settings) {
+  // 0. The minibatch, and alpha = exp(log_alpha) as it is before the update.
+  worker.gather();
+
+  // 1. Target. v2: y = reward_scale r + gamma (1 - terminated) (min_i Q'_i(x', a') - alpha log_prob'),
+  //            a', log_prob' ~ pi(.|x').          v1: V'(x') stands for the soft value.
+  if (settings.value_network) {
+    worker.target_value();
+  } else {
+    worker.next_action();
+    worker.target_critics();
+  }
+  worker.bellman_target();
+
+  // 2. Critics: one Adam step down sum_i mean (Q_i(x, a) - y)^2 (v1: half of it).
+  worker.critics();
+  worker.critic_loss();
+  worker.critics_backward();
+  if (!worker.critic_loss_is_finite()) return false;
+  worker.step_critics();
+  if (!worker.gradients_are_finite()) return false;
+
+  // 3. Policy: a~, log_prob ~ pi(.|x); soft value v = min_i Q_i(x, a~) - alpha log_prob, with the new critics.
+  worker.action();
+  worker.critics_of_action();
+  worker.soft_value();
+
+  // 4. Value, v1 only: the gradient of mean 1/2 (V(x) - v)^2.
+  if (settings.value_network) worker.value_backward();
+
+  // 5. Actor: the gradient of mean (alpha log_prob - min_i Q_i(x, a~)), through the critics' action.
+  worker.action_gradient();
+  worker.actor_backward();
+  if (!worker.policy_losses_are_finite()) return false;
+  worker.step_actor();  // and V, by one Adam step each
+
+  // 6. Alpha: one Adam step down -log_alpha mean (log_prob + target_entropy).
+  // 7. Target: Q' (v1: V') moves to Q (V), by Polyak or by a copy, where it is due. It was written beside Q, which
+  //    steps 3 to 6 leave alone, and like every new parameter it counts from here on.
+  return worker.commit();
+}
+
+}  // namespace sacfast

@@ -1,0 +1,191 @@
+// The memory of an update: parameters with their optimiser state, activations and gradients, allocated once.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <array>
+#include <cstdlib>
+#include <new>
+#include <vector>
+
+#include "engine.h"
+#include "mlp.h"
+
+namespace sacfast::SACFAST_ISA {
+
+// Memory that is handed out piece by piece, zeroed: first a layout is run to measure it, then again to have it.
+class Arena {
+ public:
+  template <class T>
+  T* take(std::int64_t count) {
+    T* piece = reinterpret_cast<T*>(base_ + used_);
+    used_ += (static_cast<std::size_t>(count) * sizeof(T) + kLine - 1) / kLine * kLine;
+    return base_ == nullptr ? nullptr : piece;
+  }
+
+  template <class T>
+  Panels<T> take_panels(std::int64_t rows, std::int64_t cols) {
+    return panels(take<T>(panel_elements<T>(rows, cols)), rows);
+  }
+
+  // Reserves what was taken so far, and starts from the beginning.
+  void reserve() {
+    const std::size_t bytes = (used_ + kHugePage - 1) / kHugePage * kHugePage;
+    base_ = static_cast<char*>(std::aligned_alloc(kHugePage, bytes));
+    if (base_ == nullptr) throw std::bad_alloc();
+    madvise(base_, bytes, MADV_HUGEPAGE);  // a product walks many pages; a refusal costs speed only
+    __builtin_memset(base_, 0, bytes);
+    used_ = 0;
+  }
+
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena() { std::free(base_); }
+
+ private:
+  static constexpr std::size_t kLine = 64, kHugePage = std::size_t{2} << 20;
+  char* base_ = nullptr;
+  std::size_t used_ = 0;
+};
+
+// A network that is learned. An update reads buffer `now` of each pair and writes the other one, so that an update
+// which fails has changed nothing.
+template <class T>
+struct LearnedNetwork {
+  MlpShape<T> shape;
+  std::array<T*, 2> parts[kParts] = {};  // by Part; each [shape.elements]; kTarget only where there is a target
+
+  // For the way back: weights transposed to [outputs, inputs] of the layers that a gradient passes through, of the
+  // buffer that the next gradient needs. The first layer's are those of its inputs from `first_gradient_input` on.
+  std::vector<Panels<T>> transposed;
+  std::int64_t first_gradient_input = 0;
+
+  Activations<T> activations;
+  std::vector<Panels<T>> deltas;  // of the hidden layers, [B, units]
+  Panels<T> head_delta{};         // actor: [B, 2 A]
+  T* scalar_delta = nullptr;      // critics, value: [B]
+
+  bool exists() const { return !shape.layers.empty(); }
+  std::int64_t transposed_first(std::size_t layer) const { return layer == 0 ? first_gradient_input : 0; }
+  bool is_transposed(std::size_t layer) const { return transposed[layer].data != nullptr; }
+
+  // Panel `panel` of `layer`, after it changed.
+  void transpose(const T* parameters, std::size_t layer, std::int64_t panel) {
+    const Layer& shape_of = shape.layers[layer];
+    const std::int64_t first = transposed_first(layer), col = panel * kPanel<T>;
+    const std::int64_t cols = shape_of.outputs - col < kPanel<T> ? shape_of.outputs - col : kPanel<T>;
+    transpose_panel(weight_of(shape_of, parameters).panel(panel), first, shape_of.inputs - first, cols,
+                    transposed[layer], col);
+  }
+};
+
+template <class T>
+struct UpdateState {
+  UpdateSettings settings;
+  UpdateCounters counters;
+  std::int64_t batch, observations, actions;
+  LearnedNetwork<T> networks[kNetworks];
+  int now = 0;         // which buffer of each pair counts
+  int now_target = 0;  // the same for targets, which do not move with every update
+
+  Panels<T> stored, next, current;  // the critics' inputs [B, O + A]: (x, a), (x', a'), (x, a~)
+  T *reward, *terminated;           // [B]
+  T *next_log_prob, *log_prob;      // [B]
+  T *next_q1, *next_q2;             // [B]; v1: V'(x') twice
+  T *target, *soft_value;           // [B]: y and v
+  T *next_noise, *noise;            // [B, A]
+  T* action_gradient;               // [B, A]
+  std::int32_t* row_list;           // [B]: each thread's rows of one critic's way back
+  Activations<T> scratch;           // of the networks that learn nothing from them
+
+  explicit UpdateState(const UpdateSettings& wanted)
+      : settings(wanted),
+        batch(wanted.batch_size),
+        observations(wanted.observation_dim),
+        actions(wanted.action_dim) {
+    const std::int64_t pair = observations + actions;
+    network(Network::kActor).shape = {observations, settings.hidden_sizes, 2 * actions, false};
+    for (const Network critic : {Network::kQ1, Network::kQ2}) {
+      network(critic).shape = {pair, settings.hidden_sizes, 1, true};
+      network(critic).first_gradient_input = observations;
+    }
+    if (settings.value_network) network(Network::kValue).shape = {observations, settings.hidden_sizes, 1, true};
+    lay_out();
+    arena_.reserve();
+    lay_out();
+  }
+
+  LearnedNetwork<T>& network(Network name) { return networks[static_cast<int>(name)]; }
+  const LearnedNetwork<T>& network(Network name) const { return networks[static_cast<int>(name)]; }
+
+  T* part(Network name, Part part) const { return network(name).parts[static_cast<int>(part)][buffer(part, false)]; }
+  T* next_part(Network name, Part part) const { return network(name).parts[static_cast<int>(part)][buffer(part, true)]; }
+  bool has(Network name, Part part) const { return network(name).parts[static_cast<int>(part)][0] != nullptr; }
+
+  // Brings the transposed weights in line with the parameters that count.
+  void transpose_all() {
+    for (int index = 0; index < kNetworks; ++index) {
+      LearnedNetwork<T>& each = networks[index];
+      for (std::size_t layer = 0; layer < each.shape.layers.size(); ++layer) {
+        if (!each.is_transposed(layer)) continue;
+        for (std::int64_t panel = 0; panel < panel_count<T>(each.shape.layers[layer].outputs); ++panel) {
+          each.transpose(part(static_cast<Network>(index), Part::kParameters), layer, panel);
+        }
+      }
+    }
+  }
+
+ private:
+  int buffer(Part part, bool next) const { return (part == Part::kTarget ? now_target : now) ^ (next ? 1 : 0); }
+
+  void lay_out() {
+    const std::int64_t pair = observations + actions;
+    for (int index = 0; index < kNetworks; ++index) {
+      if (networks[index].exists()) lay_out_network(static_cast<Network>(index));
+    }
+    stored = arena_.take_panels<T>(batch, pair);
+    next = arena_.take_panels<T>(batch, pair);
+    current = arena_.take_panels<T>(batch, pair);
+    for (T** rows : {&reward, &terminated, &next_log_prob, &log_prob, &next_q1, &next_q2, &target, &soft_value}) {
+      *rows = arena_.take<T>(batch);
+    }
+    for (T** matrix : {&next_noise, &noise, &action_gradient}) *matrix = arena_.take<T>(batch * actions);
+    row_list = arena_.take<std::int32_t>(batch);
+    scratch = lay_out_activations();
+  }
+
+  void lay_out_network(Network name) {
+    LearnedNetwork<T>& each = network(name);
+    const bool is_actor = name == Network::kActor;
+    const bool has_target = settings.value_network ? name == Network::kValue : !is_actor;
+    for (int part = 0; part < kParts; ++part) {
+      if (static_cast<Part>(part) == Part::kTarget && !has_target) continue;
+      for (T*& buffer : each.parts[part]) buffer = arena_.take<T>(each.shape.elements);
+    }
+    each.transposed.assign(each.shape.layers.size(), Panels<T>{});
+    const bool reaches_inputs = name == Network::kQ1 || name == Network::kQ2;
+    for (std::size_t layer = reaches_inputs ? 0 : 1; layer < each.shape.layers.size(); ++layer) {
+      const Layer& shape = each.shape.layers[layer];
+      if (shape.scalar) continue;
+      each.transposed[layer] = arena_.take_panels<T>(shape.outputs, shape.inputs - each.transposed_first(layer));
+    }
+    each.activations = lay_out_activations();
+    each.deltas.clear();
+    for (const std::int64_t units : settings.hidden_sizes) each.deltas.push_back(arena_.take_panels<T>(batch, units));
+    if (is_actor) each.head_delta = arena_.take_panels<T>(batch, 2 * actions);
+    each.scalar_delta = arena_.take<T>(batch);
+  }
+
+  Activations<T> lay_out_activations() {
+    Activations<T> fresh;
+    for (const std::int64_t units : settings.hidden_sizes) fresh.hidden.push_back(arena_.take_panels<T>(batch, units));
+    fresh.head = arena_.take_panels<T>(batch, 2 * actions);
+    fresh.scalar = arena_.take<T>(batch);
+    return fresh;
+  }
+
+  Arena arena_;
+};
+
+}  // namespace sacfast::SACFAST_ISA

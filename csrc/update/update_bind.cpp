@@ -1,0 +1,220 @@
+// sacfast._C: the update engine for Python, without torch. Tensors come as NumPy arrays on the same memory.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+
+#include "engine.h"
+
+namespace py = pybind11;
+
+namespace sacfast {
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+std::string shape_of(const py::array& array) { return py::str(array.attr("shape")); }
+
+template <class T>
+const T* checked(const char* name, const Array<T>& array, const std::vector<py::ssize_t>& shape) {
+  const std::vector<py::ssize_t> got(array.shape(), array.shape() + array.ndim());
+  if (got != shape) {
+    const std::string wanted = py::str(py::tuple(py::cast(shape)));
+    throw std::invalid_argument(std::string(name) + ": expected shape " + wanted + ", got " + shape_of(array));
+  }
+  return array.data();
+}
+
+LogStdBounding bounding_of(const std::string& name) {
+  if (name == "none") return LogStdBounding::kNone;
+  if (name == "clamp") return LogStdBounding::kClamp;
+  if (name == "tanh") return LogStdBounding::kTanh;
+  throw std::invalid_argument("log_std_bounding: expected 'none', 'clamp' or 'tanh', got '" + name + "'");
+}
+
+template <class T>
+class Engine {
+ public:
+  explicit Engine(const UpdateSettings& settings) : settings_(settings) {
+    const auto positive = [](const char* name, std::int64_t value) {
+      if (value < 1) {
+        throw std::invalid_argument(std::string(name) + ": expected an int >= 1, got " + std::to_string(value));
+      }
+    };
+    positive("observation_dim", settings.observation_dim);
+    positive("action_dim", settings.action_dim);
+    positive("batch_size", settings.batch_size);
+    positive("target_update_interval", settings.target_update_interval);
+    for (const std::int64_t units : settings.hidden_sizes) positive("hidden_sizes", units);
+    SACFAST_CALL_CPU(make_engine, settings, engine_);
+  }
+
+  py::dict update(const Array<float>& rows, const Array<std::int64_t>& index, int threads,
+                  const std::optional<Array<T>>& next_noise, const std::optional<Array<T>>& noise) {
+    UpdateWork<T> work;
+    const std::int64_t width = 2 * settings_.observation_dim + settings_.action_dim + 2;
+    work.rows = checked("rows", rows, {rows.ndim() == 2 ? rows.shape(0) : 0, static_cast<py::ssize_t>(width)});
+    work.index = checked("index", index,
+                         {index.ndim() == 2 ? index.shape(0) : 0, static_cast<py::ssize_t>(settings_.batch_size)});
+    work.steps = index.shape(0);
+    for (py::ssize_t i = 0; i < index.size(); ++i) {
+      if (work.index[i] < 0 || work.index[i] >= rows.shape(0)) {
+        throw std::invalid_argument("index: expected rows in [0, " + std::to_string(rows.shape(0)) + "), got " +
+                                    std::to_string(work.index[i]));
+      }
+    }
+    const std::vector<py::ssize_t> noise_shape = {static_cast<py::ssize_t>(settings_.batch_size),
+                                                  static_cast<py::ssize_t>(settings_.action_dim)};
+    if (next_noise) work.next_noise = checked("next_noise", *next_noise, noise_shape);
+    if (noise) work.noise = checked("noise", *noise, noise_shape);
+    if (threads < 1) throw std::invalid_argument("threads: expected an int >= 1, got " + std::to_string(threads));
+    work.threads = threads;
+    UpdateOutcome outcome;
+    {
+      const py::gil_scoped_release released;
+      outcome = engine_->update(work);
+    }
+    py::dict metrics;
+    static constexpr const char* kNames[kMetrics] = {"critic_loss", "actor_loss", "q_mean",  "target_mean",
+                                                     "alpha",       "alpha_loss", "entropy", "value_loss"};
+    for (int i = 0; i < kMetrics; ++i) metrics[kNames[i]] = outcome.metrics[i];
+    py::dict result;
+    result["updates"] = outcome.updates;
+    result["metrics"] = metrics;
+    result["fault"] = outcome.fault;
+    return result;
+  }
+
+  void read(const std::string& network, const std::string& part, Array<T> into) const {
+    const Network which = network_of(network);
+    const Part what = part_of(which, part);
+    checked(part.c_str(), into, {static_cast<py::ssize_t>(engine_->parameter_count(which))});
+    engine_->read(which, what, into.mutable_data());
+  }
+
+  void write(const std::string& network, const std::string& part, const Array<T>& from) {
+    const Network which = network_of(network);
+    const Part what = part_of(which, part);
+    engine_->write(which, what, checked(part.c_str(), from, {static_cast<py::ssize_t>(engine_->parameter_count(which))}));
+  }
+
+  UpdateCounters& counters() { return engine_->counters(); }
+
+  py::list profile() {
+    py::list phases;
+    for (const PhaseTime& each : engine_->profile()) phases.append(py::make_tuple(each.name, each.seconds, each.flop));
+    return phases;
+  }
+
+ private:
+  Network network_of(const std::string& name) const {
+    static constexpr const char* kNames[kNetworks] = {"actor", "q1", "q2", "value"};
+    for (int i = 0; i < kNetworks; ++i) {
+      const auto network = static_cast<Network>(i);
+      if (name == kNames[i] && engine_->parameter_count(network) > 0) return network;
+    }
+    throw std::invalid_argument("network: expected one that the settings have, got '" + name + "'");
+  }
+
+  Part part_of(Network network, const std::string& name) const {
+    static constexpr const char* kNames[kParts] = {"parameters", "exp_avg", "exp_avg_sq", "target"};
+    const bool followed =
+        settings_.value_network ? network == Network::kValue : network == Network::kQ1 || network == Network::kQ2;
+    for (int i = 0; i < kParts; ++i) {
+      const auto part = static_cast<Part>(i);
+      if (name == kNames[i] && (part != Part::kTarget || followed)) return part;
+    }
+    throw std::invalid_argument("part: expected one that the network has, got '" + name + "'");
+  }
+
+  UpdateSettings settings_;
+  std::unique_ptr<UpdateEngine<T>> engine_;
+};
+
+template <class T>
+void define_engine(py::module_& module, const char* name) {
+  py::class_<Engine<T>>(module, name)
+      .def(py::init<const UpdateSettings&>(), py::arg("settings"))
+      .def("update", &Engine<T>::update, py::arg("rows").noconvert(), py::arg("index").noconvert(), py::arg("threads"),
+           py::arg("next_noise").noconvert() = py::none(), py::arg("noise").noconvert() = py::none())
+      .def("read", &Engine<T>::read, py::arg("network"), py::arg("part"), py::arg("into").noconvert())
+      .def("write", &Engine<T>::write, py::arg("network"), py::arg("part"), py::arg("values").noconvert())
+      .def("profile", &Engine<T>::profile)
+      .def_property_readonly("counters", &Engine<T>::counters, py::return_value_policy::reference_internal);
+}
+
+double measured_fma_peak(int threads, double seconds) {
+  if (threads < 1) throw std::invalid_argument("threads: expected an int >= 1, got " + std::to_string(threads));
+  const py::gil_scoped_release released;
+  double flop_per_second = 0;
+  SACFAST_CALL_CPU(fma_peak, threads, seconds, flop_per_second);
+  return flop_per_second;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "The fused SAC update.";
+
+  py::class_<UpdateSettings> settings(module, "UpdateSettings");
+  settings.def(py::init<>())
+      .def_property(
+          "log_std_bounding", nullptr,
+          [](UpdateSettings& self, const std::string& name) { self.log_std_bounding = bounding_of(name); });
+#define SACFAST_FIELD(name) settings.def_readwrite(#name, &UpdateSettings::name)
+  SACFAST_FIELD(observation_dim);
+  SACFAST_FIELD(action_dim);
+  SACFAST_FIELD(batch_size);
+  SACFAST_FIELD(hidden_sizes);
+  SACFAST_FIELD(gamma);
+  SACFAST_FIELD(reward_scale);
+  SACFAST_FIELD(learn_alpha);
+  SACFAST_FIELD(alpha);
+  SACFAST_FIELD(target_entropy);
+  SACFAST_FIELD(actor_lr);
+  SACFAST_FIELD(critic_lr);
+  SACFAST_FIELD(alpha_lr);
+  SACFAST_FIELD(value_lr);
+  SACFAST_FIELD(adam_beta1);
+  SACFAST_FIELD(adam_beta2);
+  SACFAST_FIELD(adam_eps);
+  SACFAST_FIELD(hard_target_update);
+  SACFAST_FIELD(tau);
+  SACFAST_FIELD(target_update_interval);
+  SACFAST_FIELD(value_network);
+  SACFAST_FIELD(deterministic_policy);
+  SACFAST_FIELD(log_std_low);
+  SACFAST_FIELD(log_std_high);
+#undef SACFAST_FIELD
+
+  py::class_<UpdateCounters>(module, "UpdateCounters")
+      .def_readwrite("log_alpha", &UpdateCounters::log_alpha)
+      .def_readwrite("log_alpha_exp_avg", &UpdateCounters::log_alpha_exp_avg)
+      .def_readwrite("log_alpha_exp_avg_sq", &UpdateCounters::log_alpha_exp_avg_sq)
+      .def_readwrite("alpha_steps", &UpdateCounters::alpha_steps)
+      .def_readwrite("gradient_updates", &UpdateCounters::gradient_updates)
+      .def_property(
+          "noise_state",
+          [](const UpdateCounters& self) {
+            return py::make_tuple(static_cast<std::int64_t>(self.noise_seed),
+                                  static_cast<std::int64_t>(self.noise_offset));
+          },
+          [](UpdateCounters& self, const std::pair<std::int64_t, std::int64_t>& state) {
+            self.noise_seed = static_cast<std::uint64_t>(state.first);
+            self.noise_offset = static_cast<std::uint64_t>(state.second);
+          })
+      .def_property(
+          "adam_steps", [](const UpdateCounters& self) { return std::vector<std::int64_t>(self.adam_steps, self.adam_steps + kNetworks); },
+          [](UpdateCounters& self, const std::array<std::int64_t, kNetworks>& steps) {
+            std::copy(steps.begin(), steps.end(), self.adam_steps);
+          });
+
+  define_engine<float>(module, "Engine32");
+  define_engine<double>(module, "Engine64");
+  module.def("fma_peak", &measured_fma_peak, py::arg("threads"), py::arg("seconds"),
+             "Measure the multiply-adds a second, times two, that the threads reach together on registers alone.");
+}
+
+}  // namespace sacfast

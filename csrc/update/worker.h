@@ -1,0 +1,725 @@
+// One CPU thread's part of an update: what each step of sac_update.h does for this thread's rows and parameters.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <initializer_list>
+
+#include "../core/adam.h"
+#include "../core/bellman.h"
+#include "../core/philox.h"
+#include "../core/polyak.h"
+#include "../core/thread_team.h"
+#include "../core/tile.h"
+#include "state.h"
+
+namespace sacfast::SACFAST_ISA {
+
+enum class Phase : int {
+  kGather,
+  kNextAction,
+  kTarget,
+  kCriticForward,
+  kCriticBackward,
+  kCriticStep,
+  kAction,
+  kCriticOfAction,
+  kValue,
+  kActionGradient,
+  kActorBackward,
+  kActorStep,
+  kWaiting
+};
+constexpr int kPhases = 13;
+constexpr const char* kPhaseNames[kPhases] = {
+    "gather the minibatch",         "actor on x', a'",      "target critics, y",
+    "critics forward, loss",        "critics backward",     "critics' gradient, Adam",
+    "actor on x, a~",               "critics on (x, a~)",   "value network",
+    "critics' gradient of a~",      "actor backward",       "actor's gradient, Adam",
+    "waiting for other threads"};
+
+// A panel of a layer (or a whole scalar layer), whose gradient and optimiser step one thread does.
+struct Unit {
+  Network network;
+  std::size_t layer;
+  std::int64_t panel;
+};
+
+// Gives units to threads, the largest first and each to the thread with the least to do.
+template <class T>
+std::vector<std::vector<Unit>> share_units(const UpdateState<T>& state, std::initializer_list<Network> networks,
+                                           int threads) {
+  struct Sized {
+    Unit unit;
+    std::int64_t products;
+  };
+  std::vector<Sized> units;
+  for (const Network network : networks) {
+    const std::vector<Layer>& layers = state.network(network).shape.layers;
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      for (std::int64_t panel = 0; panel < (layers[i].scalar ? 1 : panel_count<T>(layers[i].outputs)); ++panel) {
+        const bool narrow = layers[i].outputs - panel * kPanel<T> <= kLanes<T>;
+        units.push_back({{network, i, panel}, (layers[i].inputs + 1) * (narrow ? 1 : 2)});
+      }
+    }
+  }
+  std::stable_sort(units.begin(), units.end(), [](const Sized& a, const Sized& b) { return a.products > b.products; });
+  std::vector<std::vector<Unit>> shares(static_cast<std::size_t>(threads));
+  std::vector<std::int64_t> loads(static_cast<std::size_t>(threads), 0);
+  for (const Sized& each : units) {
+    const auto least = std::min_element(loads.begin(), loads.end()) - loads.begin();
+    shares[static_cast<std::size_t>(least)].push_back(each.unit);
+    loads[static_cast<std::size_t>(least)] += each.products;
+  }
+  return shares;
+}
+
+// The first tensor whose gradient a thread found not to be finite; kBad < kNone in the order of networks and layers.
+struct alignas(64) BadTensor {
+  static constexpr std::int64_t kNone = std::int64_t{1} << 62;
+  std::int64_t index = kNone;
+};
+
+// What all threads of an update share beside the state.
+template <class T>
+struct Job {
+  UpdateState<T>& state;
+  const int threads;
+  Barrier barrier;
+  const std::vector<std::vector<Unit>> critic_units, actor_units;  // of each thread
+  std::vector<BadTensor> bad_tensors;                              // of each thread
+
+  const UpdateWork<T>* work = nullptr;
+  UpdateOutcome* outcome = nullptr;
+  std::int64_t step = 0;  // of the work's
+  bool failed = false;
+  double mean_log_prob = 0;  // of the update in progress
+  double metrics[kMetrics] = {};
+
+  Job(UpdateState<T>& of, int count)
+      : state(of),
+        threads(count),
+        barrier(count),
+        critic_units(share_units(of, {Network::kQ1, Network::kQ2}, count)),
+        actor_units(share_units(of, {Network::kActor, Network::kValue}, count)),
+        bad_tensors(static_cast<std::size_t>(count)) {}
+};
+
+template <class T>
+class Worker {
+  using V = VectorOf<T>;
+
+ public:
+  Worker(Job<T>& job, int thread)
+      : job_(job),
+        s_(job.state),
+        settings_(job.state.settings),
+        thread_(thread),
+        begin_(s_.batch * thread / job.threads),
+        end_(s_.batch * (thread + 1) / job.threads) {}
+
+  bool profiling = false;
+  double seconds[kPhases] = {};
+  double flop[kPhases] = {};
+
+  // ---- 0 and 1 --------------------------------------------------------------------------------------------------
+
+  void gather() {
+    start(Phase::kGather);
+    const std::int64_t width = 2 * s_.observations + s_.actions + 2, pair = s_.observations + s_.actions;
+    const std::int64_t* index = job_.work->index + job_.step * s_.batch;
+    for (std::int64_t row = begin_; row < end_; ++row) {
+      const float* from = job_.work->rows + index[row] * width;
+      copy_row(from, pair, s_.stored, row);
+      copy_row(from, s_.observations, s_.current, row);
+      copy_row(from + pair + 1, s_.observations, s_.next, row);
+      s_.reward[row] = static_cast<T>(settings_.reward_scale) * static_cast<T>(from[pair]);
+      s_.terminated[row] = static_cast<T>(from[width - 1]);
+    }
+    alpha_ = static_cast<T>(settings_.learn_alpha ? std::exp(s_.counters.log_alpha) : settings_.alpha);
+    bad_tensor() = BadTensor::kNone;
+  }
+
+  void next_action() {
+    start(Phase::kNextAction);
+    LearnedNetwork<T>& actor = s_.network(Network::kActor);
+    forward(actor.shape, now(Network::kActor), s_.next, s_.scratch);
+    act(s_.scratch.head, job_.work->next_noise, 0, s_.next_noise, s_.next, s_.next_log_prob);
+  }
+
+  void target_critics() {
+    start(Phase::kTarget);
+    target_forward(Network::kQ1, s_.next_q1);
+    target_forward(Network::kQ2, s_.next_q2);
+  }
+
+  void target_value() {
+    start(Phase::kTarget);
+    target_forward(Network::kValue, s_.next_q1);
+    for (std::int64_t row = begin_; row < end_; ++row) {
+      s_.next_q2[row] = s_.next_q1[row];
+      s_.next_log_prob[row] = 0;
+    }
+  }
+
+  void bellman_target() {
+    const T gamma = static_cast<T>(settings_.gamma);
+    for (std::int64_t row = begin_; row < end_; ++row) {
+      s_.target[row] = soft_bellman_target(s_.reward[row], s_.terminated[row], s_.next_q1[row], s_.next_q2[row],
+                                           s_.next_log_prob[row], alpha_, gamma);
+    }
+  }
+
+  // ---- 2 --------------------------------------------------------------------------------------------------------
+
+  void critics() {
+    start(Phase::kCriticForward);
+    for (const Network critic : kCritics) {
+      LearnedNetwork<T>& each = s_.network(critic);
+      forward(each.shape, now(critic), s_.stored, each.activations);
+    }
+  }
+
+  void critic_loss() {
+    const T factor = static_cast<T>((settings_.value_network ? 1.0 : 2.0) / static_cast<double>(s_.batch));
+    for (const Network critic : kCritics) {
+      LearnedNetwork<T>& each = s_.network(critic);
+      for (std::int64_t row = begin_; row < end_; ++row) {
+        each.scalar_delta[row] = factor * (each.activations.scalar[row] - s_.target[row]);
+      }
+    }
+  }
+
+  void critics_backward() {
+    start(Phase::kCriticBackward);
+    for (const Network critic : kCritics) {
+      LearnedNetwork<T>& each = s_.network(critic);
+      scalar_network_backward(each, now(critic), RowMap{}, begin_, end_);
+    }
+  }
+
+  bool critic_loss_is_finite() {
+    return meet([this] {
+      double loss = 0, q_sum = 0, target_sum = 0;
+      const T* q1 = s_.network(Network::kQ1).activations.scalar;
+      const T* q2 = s_.network(Network::kQ2).activations.scalar;
+      for (std::int64_t row = 0; row < s_.batch; ++row) {
+        const double error1 = q1[row] - s_.target[row], error2 = q2[row] - s_.target[row];
+        loss += error1 * error1 + error2 * error2;
+        q_sum += q1[row] + q2[row];
+        target_sum += s_.target[row];
+      }
+      metric(Metric::kCriticLoss) = mean(settings_.value_network ? 0.5 * loss : loss);
+      metric(Metric::kQMean) = 0.5 * mean(q_sum);
+      metric(Metric::kTargetMean) = mean(target_sum);
+      metric(Metric::kAlpha) = alpha_;
+      return std::isfinite(static_cast<T>(metric(Metric::kCriticLoss))) ? "" : "critic_loss";
+    });
+  }
+
+  void step_critics() {
+    start(Phase::kCriticStep);
+    for (const Unit& unit : job_.critic_units[thread_]) {
+      step(unit, readable(s_.stored), Network::kQ1, settings_.critic_lr);
+    }
+  }
+
+  bool gradients_are_finite() {
+    return meet([this] { return bad_tensor_of_all(); });
+  }
+
+  // ---- 3 to 5 ---------------------------------------------------------------------------------------------------
+
+  void action() {
+    start(Phase::kAction);
+    LearnedNetwork<T>& actor = s_.network(Network::kActor);
+    forward(actor.shape, now(Network::kActor), s_.current, actor.activations);
+    const std::uint64_t after = settings_.value_network || job_.work->next_noise != nullptr ? 0 : 1;
+    act(actor.activations.head, job_.work->noise, after, s_.noise, s_.current, s_.log_prob);
+  }
+
+  void critics_of_action() {
+    start(Phase::kCriticOfAction);
+    for (const Network critic : kCritics) {
+      LearnedNetwork<T>& each = s_.network(critic);
+      forward(each.shape, s_.next_part(critic, Part::kParameters), s_.current, each.activations);
+    }
+  }
+
+  // v, and the gradient of -mean v with respect to each Q_i: all of it to the smaller one, half to each at a tie.
+  void soft_value() {
+    LearnedNetwork<T>& first = s_.network(Network::kQ1);
+    LearnedNetwork<T>& second = s_.network(Network::kQ2);
+    const T minus_share = static_cast<T>(-1.0 / static_cast<double>(s_.batch));
+    const T zero = 0, one = 1;
+    for (std::int64_t row = begin_; row < end_; ++row) {
+      const T q1 = first.activations.scalar[row], q2 = second.activations.scalar[row];
+      s_.soft_value[row] = soft_bellman_target(zero, zero, q1, q2, s_.log_prob[row], alpha_, one);
+      const BellmanGrad<T> grad =
+          soft_bellman_target_backward(minus_share, zero, q1, q2, s_.log_prob[row], alpha_, one);
+      first.scalar_delta[row] = grad.q1;
+      second.scalar_delta[row] = grad.q2;
+    }
+  }
+
+  void value_backward() {
+    start(Phase::kValue);
+    LearnedNetwork<T>& value = s_.network(Network::kValue);
+    forward(value.shape, now(Network::kValue), s_.current, value.activations);
+    const T factor = static_cast<T>(1.0 / static_cast<double>(s_.batch));
+    for (std::int64_t row = begin_; row < end_; ++row) {
+      value.scalar_delta[row] = factor * (value.activations.scalar[row] - s_.soft_value[row]);
+    }
+    scalar_network_backward(value, now(Network::kValue), RowMap{}, begin_, end_);
+  }
+
+  // Only the critic that gave the minimum passes a gradient on, so each is walked back for its own rows alone.
+  void action_gradient() {
+    start(Phase::kActionGradient);
+    for (std::int64_t i = begin_ * s_.actions; i < end_ * s_.actions; ++i) s_.action_gradient[i] = 0;
+    for (const Network critic : kCritics) {
+      LearnedNetwork<T>& each = s_.network(critic);
+      std::int64_t count = 0;
+      for (std::int64_t row = begin_; row < end_; ++row) {
+        if (each.scalar_delta[row] != 0) s_.row_list[begin_ + count++] = static_cast<std::int32_t>(row);
+      }
+      // The map is indexed by the row of the deltas, which start at this thread's first.
+      const RowMap map{s_.row_list};
+      const T* parameters = s_.next_part(critic, Part::kParameters);
+      scalar_network_backward(each, parameters, map, begin_, begin_ + count);
+      input_gradient(each, parameters, map, begin_, begin_ + count);
+    }
+  }
+
+  void actor_backward() {
+    start(Phase::kActorBackward);
+    LearnedNetwork<T>& actor = s_.network(Network::kActor);
+    with_bounding([&](auto kind) { head_backward<decltype(kind)::value>(actor.activations.head, actor.head_delta); });
+    Panels<const T> delta = readable(actor.head_delta);
+    for (std::size_t layer = actor.shape.hidden(); layer > 0; --layer) {
+      const Layer& shape = actor.shape.layers[layer];
+      const Panels<T> out = actor.deltas[layer - 1];
+      layer_backward(shape, readable(actor.transposed[layer]), delta, readable(actor.activations.hidden[layer - 1]),
+                     RowMap{}, begin_, end_, out);
+      count_flop(end_ - begin_, shape.inputs * shape.outputs);
+      delta = readable(out);
+    }
+  }
+
+  bool policy_losses_are_finite() {
+    return meet([this] {
+      double soft_value = 0, log_prob = 0, value_loss = 0;
+      for (std::int64_t row = 0; row < s_.batch; ++row) {
+        soft_value += s_.soft_value[row];
+        log_prob += s_.log_prob[row];
+        if (settings_.value_network) {
+          const double error = s_.network(Network::kValue).activations.scalar[row] - s_.soft_value[row];
+          value_loss += 0.5 * error * error;
+        }
+      }
+      job_.mean_log_prob = mean(log_prob);
+      metric(Metric::kActorLoss) = -mean(soft_value);
+      metric(Metric::kEntropy) = -job_.mean_log_prob;
+      metric(Metric::kValueLoss) = mean(value_loss);
+      if (!std::isfinite(static_cast<T>(metric(Metric::kActorLoss)))) return "actor_loss";
+      return std::isfinite(static_cast<T>(metric(Metric::kValueLoss))) ? "" : "value_loss";
+    });
+  }
+
+  void step_actor() {
+    start(Phase::kActorStep);
+    for (const Unit& unit : job_.actor_units[thread_]) {
+      const double lr = unit.network == Network::kValue ? settings_.value_lr : settings_.actor_lr;
+      step(unit, readable(s_.current), unit.network, lr);
+    }
+  }
+
+  // ---- 6 and 7 --------------------------------------------------------------------------------------------------
+
+  bool commit() {
+    const bool done = meet([this] {
+      std::string fault = bad_tensor_of_all();
+      if (!fault.empty()) return fault;
+      step_temperature();
+      s_.now ^= 1;
+      if (target_is_due()) s_.now_target ^= 1;
+      UpdateCounters& counters = s_.counters;
+      for (std::int64_t& steps : counters.adam_steps) ++steps;
+      const bool stochastic = !settings_.deterministic_policy;
+      if (stochastic && !settings_.value_network && job_.work->next_noise == nullptr) ++counters.noise_offset;
+      if (stochastic && job_.work->noise == nullptr) ++counters.noise_offset;
+      ++counters.gradient_updates;
+      ++job_.outcome->updates;
+      ++job_.step;
+      for (int i = 0; i < kMetrics; ++i) job_.outcome->metrics[i] += job_.metrics[i];
+      return fault;
+    });
+    stop();
+    return done;
+  }
+
+ private:
+  static constexpr std::int64_t kScratch = kTileElements + kLanes<T>;  // GCC 12 sees partial vectors pass the end
+  static constexpr Network kCritics[2] = {Network::kQ1, Network::kQ2};
+  static constexpr std::int64_t kMostLayers = std::int64_t{1} << 32;
+
+  // ---- Networks -------------------------------------------------------------------------------------------------
+
+  T* now(Network network) { return s_.part(network, Part::kParameters); }
+
+  void forward(const MlpShape<T>& shape, const T* parameters, Panels<T> input, const Activations<T>& out) {
+    mlp_forward(shape, parameters, readable(input), begin_, end_, out);
+    for (const Layer& layer : shape.layers) count_flop(end_ - begin_, layer.inputs * layer.outputs);
+  }
+
+  void target_forward(Network network, T* out) {
+    Activations<T> activations = s_.scratch;
+    activations.scalar = out;
+    forward(s_.network(network).shape, s_.part(network, Part::kTarget), s_.next, activations);
+  }
+
+  // From scalar_delta to the deltas of all hidden layers, for delta rows [begin, end) that belong to rows map[...].
+  void scalar_network_backward(LearnedNetwork<T>& each, const T* parameters, RowMap map, std::int64_t begin,
+                               std::int64_t end) {
+    const std::size_t hidden = each.shape.hidden();
+    if (hidden == 0) return;
+    scalar_backward(each.shape.layers[hidden], parameters, readable(each.activations.hidden[hidden - 1]), map,
+                    each.scalar_delta, begin, end, each.deltas[hidden - 1]);
+    for (std::size_t layer = hidden - 1; layer > 0; --layer) {
+      const Layer& shape = each.shape.layers[layer];
+      layer_backward(shape, readable(each.transposed[layer]), readable(each.deltas[layer]),
+                     readable(each.activations.hidden[layer - 1]), map, begin, end, each.deltas[layer - 1]);
+      count_flop(end - begin, shape.inputs * shape.outputs);
+    }
+  }
+
+  // Adds a critic's gradient with respect to its action inputs to action_gradient.
+  void input_gradient(LearnedNetwork<T>& each, const T* parameters, RowMap map, std::int64_t begin,
+                      std::int64_t end) {
+    const Layer& first = each.shape.layers[0];
+    if (first.scalar) {
+      for (std::int64_t row = begin; row < end; ++row) {
+        for (std::int64_t col = 0; col < s_.actions; ++col) {
+          s_.action_gradient[map[row] * s_.actions + col] +=
+              each.scalar_delta[map[row]] * parameters[first.offset + s_.observations + col];
+        }
+      }
+      return;
+    }
+    T* out = s_.action_gradient;
+    const std::int64_t actions = s_.actions;
+    multiply_rows<false>(readable(each.deltas[0]), begin, end, first.outputs, readable(each.transposed[0]), actions,
+                         [=](std::int64_t row, std::int64_t panel, std::int64_t col, V sum) {
+                           T lanes[kLanes<T>];
+                           store(lanes, sum);
+                           const std::int64_t at = panel * kPanel<T> + col;
+                           for (std::int64_t i = 0; i < kLanes<T> && at + i < actions; ++i) {
+                             out[map[row] * actions + at + i] += lanes[i];
+                           }
+                         });
+    count_flop(end - begin, first.outputs * actions);
+  }
+
+  // ---- Policy ---------------------------------------------------------------------------------------------------
+
+  template <class Body>
+  void with_bounding(const Body& body) {
+    switch (settings_.log_std_bounding) {
+      case LogStdBounding::kNone:
+        return body(std::integral_constant<LogStdBounding, LogStdBounding::kNone>{});
+      case LogStdBounding::kClamp:
+        return body(std::integral_constant<LogStdBounding, LogStdBounding::kClamp>{});
+      case LogStdBounding::kTanh:
+        return body(std::integral_constant<LogStdBounding, LogStdBounding::kTanh>{});
+    }
+  }
+
+  // Actions of my rows, from the actor's head [B, 2 A] into the action columns of `into`, and their log_prob.
+  void act(Panels<T> head, const T* given_noise, std::uint64_t streams_before, T* noise, Panels<T> into, T* log_prob) {
+    const std::uint64_t offset = s_.counters.noise_offset + streams_before;
+    with_bounding([&](auto kind) { sample<decltype(kind)::value>(head, given_noise, offset, noise, into, log_prob); });
+  }
+
+  template <LogStdBounding kBounding>
+  void sample(Panels<T> head, const T* given_noise, std::uint64_t offset, T* noise, Panels<T> into, T* log_prob) {
+    const std::int64_t actions = s_.actions;
+    const V low = constant<V>(settings_.log_std_low), high = constant<V>(settings_.log_std_high);
+    const bool deterministic = settings_.deterministic_policy;
+    alignas(64) T mean[kScratch], log_std[kScratch], action[kScratch], log_probs[kScratch];
+    for_each_tile(begin_, end_, actions, [&](std::int64_t row, std::int64_t rows, std::int64_t, std::int64_t) {
+      const std::int64_t first = row * actions, count = rows * actions;
+      read_head(head, row, rows, mean, log_std);
+      if (deterministic) {
+        for (std::int64_t i = 0; i < count; ++i) noise[first + i] = 0;
+      } else if (given_noise != nullptr) {
+        for (std::int64_t i = 0; i < count; ++i) noise[first + i] = given_noise[first + i];
+      } else {
+        fill_normals(first, count, s_.counters.noise_seed, offset, noise + first);
+      }
+      for_each_vector<V>(count, [&](std::int64_t i, auto vector) {
+        const V bounded = bound_log_std<kBounding>(vector.load(log_std + i), low, high).value;
+        // Without noise the sample is the mean's: exp(log_std) times zero.
+        const Sample<V> drawn = deterministic
+                                    ? Sample<V>{squash(vector.load(mean + i)).tanh, V{}}
+                                    : sample_element(vector.load(mean + i), bounded, vector.load(noise + first + i));
+        vector.store(action + i, drawn.action);
+        vector.store(log_probs + i, drawn.log_prob);
+      });
+      for (std::int64_t r = 0; r < rows; ++r) {
+        T sum = 0;
+        for (std::int64_t col = 0; col < actions; ++col) {
+          into.at(row + r, s_.observations + col) = action[r * actions + col];
+          sum += log_probs[r * actions + col];
+        }
+        log_prob[row + r] = sum;
+      }
+    });
+  }
+
+  template <LogStdBounding kBounding>
+  void head_backward(Panels<T> head, Panels<T> delta) {
+    const std::int64_t actions = s_.actions;
+    const V low = constant<V>(settings_.log_std_low), high = constant<V>(settings_.log_std_high);
+    const V grad_log_prob = constant<V>(static_cast<double>(alpha_) / static_cast<double>(s_.batch));
+    const bool deterministic = settings_.deterministic_policy;
+    alignas(64) T mean[kScratch], log_std[kScratch];
+    for_each_tile(begin_, end_, actions, [&](std::int64_t row, std::int64_t rows, std::int64_t, std::int64_t) {
+      const T* grad_action = s_.action_gradient + row * actions;
+      const T* noise = s_.noise + row * actions;
+      read_head(head, row, rows, mean, log_std);
+      for_each_vector<V>(rows * actions, [&](std::int64_t i, auto vector) {
+        const V mu = vector.load(mean + i), grad = vector.load(grad_action + i);
+        const LogStd<V> bounded = bound_log_std<kBounding>(vector.load(log_std + i), low, high);
+        const MeanLogStdGrad<V> result =
+            deterministic ? MeanLogStdGrad<V>{V(grad * squash(mu).slope), V{}}
+                          : sample_element_backward(grad, grad_log_prob, mu, bounded.value, vector.load(noise + i));
+        vector.store(mean + i, result.mean);
+        vector.store(log_std + i, V(result.log_std * bounded.slope));
+      });
+      for (std::int64_t r = 0; r < rows; ++r) {
+        for (std::int64_t col = 0; col < actions; ++col) {
+          delta.at(row + r, col) = mean[r * actions + col];
+          delta.at(row + r, actions + col) = log_std[r * actions + col];
+        }
+      }
+    });
+  }
+
+  void read_head(Panels<T> head, std::int64_t row, std::int64_t rows, T* mean, T* log_std) {
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t col = 0; col < s_.actions; ++col) {
+        mean[r * s_.actions + col] = head.at(row + r, col);
+        log_std[r * s_.actions + col] = head.at(row + r, s_.actions + col);
+      }
+    }
+  }
+
+  static void copy_row(const float* from, std::int64_t count, Panels<T> to, std::int64_t row) {
+    for (std::int64_t col = 0, panel = 0; col < count; col += kPanel<T>, ++panel) {
+      const std::int64_t part = count - col < kPanel<T> ? count - col : kPanel<T>;
+      T* out = to.row(panel, row);
+      for (std::int64_t i = 0; i < part; ++i) out[i] = static_cast<T>(from[col + i]);
+    }
+  }
+
+  // ---- Gradient and optimiser -----------------------------------------------------------------------------------
+
+  // Adam, and the target's move beside it.
+  struct Descent {
+    const T *parameter, *exp_avg, *exp_avg_sq, *target;
+    T *next_parameter, *next_exp_avg, *next_exp_avg_sq, *next_target;
+    AdamFactors<T> factors;
+    bool moves_target;
+    T tau;
+
+    // For `rows` rows of a panel's gradient, parameters from `at` on. Returns zero, or NaN if a gradient was not finite.
+    V operator()(std::int64_t at, const T* gradients, std::int64_t rows, std::int64_t vectors) const {
+      const Descent self = *this;  // stores cannot change a copy, so it stays in registers
+      V bad{};
+      for (std::int64_t row = 0; row < rows; ++row) {
+        for (std::int64_t i = row * kPanel<T>; i < row * kPanel<T> + vectors * kLanes<T>; i += kLanes<T>) {
+          const V gradient = load<V>(gradients + i);
+          bad += gradient - gradient;
+          const AdamState<V> before = {load<V>(self.parameter + at + i), load<V>(self.exp_avg + at + i),
+                                       load<V>(self.exp_avg_sq + at + i)};
+          const AdamState<V> after = adam_element(gradient, before, self.factors);
+          store(self.next_parameter + at + i, after.parameter);
+          store(self.next_exp_avg + at + i, after.exp_avg);
+          store(self.next_exp_avg_sq + at + i, after.exp_avg_sq);
+          if (self.moves_target) {
+            store(self.next_target + at + i, polyak_element(load<V>(self.target + at + i), after.parameter, self.tau));
+          }
+        }
+      }
+      return bad;
+    }
+
+    void prefetch(std::int64_t at, std::int64_t count) const {
+      for (std::int64_t i = at; i < at + count; i += 64 / static_cast<std::int64_t>(sizeof(T))) {
+        __builtin_prefetch(parameter + i);
+        __builtin_prefetch(exp_avg + i);
+        __builtin_prefetch(exp_avg_sq + i);
+        if (moves_target) __builtin_prefetch(target + i);
+      }
+    }
+  };
+
+  AdamFactors<T> factors(double lr, std::int64_t step) const {
+    return AdamFactors<T>::of(lr, settings_.adam_beta1, settings_.adam_beta2, settings_.adam_eps, step);
+  }
+
+  Descent descent(Network network, Network optimizer, double lr) {
+    const std::int64_t step = s_.counters.adam_steps[static_cast<int>(optimizer)] + 1;
+    const bool moves_target = s_.has(network, Part::kTarget) && target_is_due();
+    return {s_.part(network, Part::kParameters),
+            s_.part(network, Part::kExpAvg),
+            s_.part(network, Part::kExpAvgSq),
+            s_.part(network, Part::kTarget),
+            s_.next_part(network, Part::kParameters),
+            s_.next_part(network, Part::kExpAvg),
+            s_.next_part(network, Part::kExpAvgSq),
+            s_.next_part(network, Part::kTarget),
+            factors(lr, step),
+            moves_target,
+            static_cast<T>(settings_.hard_target_update ? 1.0 : settings_.tau)};
+  }
+
+  void step(const Unit& unit, Panels<const T> network_input, Network optimizer, double lr) {
+    LearnedNetwork<T>& each = s_.network(unit.network);
+    const Layer& layer = each.shape.layers[unit.layer];
+    const Panels<const T> input =
+        unit.layer == 0 ? network_input : readable(each.activations.hidden[unit.layer - 1]);
+    const Descent descend = descent(unit.network, optimizer, lr);
+    if (layer.scalar) {
+      step_scalar_layer(layer, input, each.scalar_delta, descend, unit);
+    } else {
+      const Panels<T> delta =
+          unit.layer == each.shape.hidden() ? each.head_delta : each.deltas[unit.layer];
+      step_panel(layer, input, delta.panel(unit.panel), descend, unit);
+      if (each.is_transposed(unit.layer)) each.transpose(descend.next_parameter, unit.layer, unit.panel);
+    }
+  }
+
+  void step_panel(const Layer& layer, Panels<const T> input, const T* delta, const Descent& descend,
+                  const Unit& unit) {
+    const std::int64_t cols = layer.outputs - unit.panel * kPanel<T>;
+    const std::int64_t vectors = cols <= kLanes<T> ? 1 : 2;
+    const std::int64_t block = layer.offset + unit.panel * (layer.inputs + 1) * kPanel<T>;
+    V bad{};
+    multiply_columns(
+        input, layer.inputs, s_.batch, delta, vectors == 1,
+        [&](std::int64_t first, std::int64_t rows) {
+          descend.prefetch(block + first * kPanel<T>, rows * kPanel<T>);
+        },
+        [&](std::int64_t first, std::int64_t rows, const T* sums) {
+          bad += descend(block + first * kPanel<T>, sums, rows, vectors);
+        });
+    check(bad, unit, 0);
+    alignas(64) T bias[kPanel<T>];
+    for (std::int64_t col = 0; col < vectors * kLanes<T>; col += kLanes<T>) {
+      store(bias + col, sum_rows(delta + col, s_.batch));
+    }
+    check(descend(block + layer.inputs * kPanel<T>, bias, 1, vectors), unit, 1);
+    count_flop(s_.batch, layer.inputs * (cols < kPanel<T> ? cols : kPanel<T>));
+  }
+
+  void step_scalar_layer(const Layer& layer, Panels<const T> input, const T* delta, const Descent& descend,
+                         const Unit& unit) {
+    alignas(64) T gradient[kPanel<T>];
+    V bad{};
+    for (std::int64_t panel = 0; panel < panel_count<T>(layer.inputs); ++panel) {
+      for (std::int64_t col = 0; col < kPanel<T>; col += kLanes<T>) {
+        store(gradient + col, sum_rows(input.panel(panel) + col, s_.batch, delta));
+      }
+      bad += descend(layer.offset + panel * kPanel<T>, gradient, 1, 2);
+    }
+    check(bad, unit, 0);
+    for (T& each : gradient) each = 0;
+    for (std::int64_t row = 0; row < s_.batch; ++row) gradient[0] += delta[row];
+    check(descend(layer.offset + panel_elements<T>(1, layer.inputs), gradient, 1, 1), unit, 1);
+    count_flop(s_.batch, layer.inputs);
+  }
+
+  std::int64_t& bad_tensor() { return job_.bad_tensors[static_cast<std::size_t>(thread_)].index; }
+
+  void check(V bad, const Unit& unit, int is_bias) {
+    if (sum_lanes(bad) == 0) return;  // a NaN does not equal zero
+    const auto layer = static_cast<std::int64_t>(unit.layer);
+    const std::int64_t index = (static_cast<std::int64_t>(unit.network) * kMostLayers + layer) * 2 + is_bias;
+    bad_tensor() = std::min(bad_tensor(), index);
+  }
+
+  std::string bad_tensor_of_all() {
+    std::int64_t first = BadTensor::kNone;
+    for (const BadTensor& each : job_.bad_tensors) first = std::min(first, each.index);
+    if (first == BadTensor::kNone) return "";
+    static constexpr const char* kPrefixes[kNetworks] = {"actor", "critic.q1", "critic.q2", "value"};
+    return std::string("the gradient of ") + kPrefixes[first / 2 / kMostLayers] + ".layers." +
+           std::to_string(first / 2 % kMostLayers) + (first % 2 == 0 ? ".weight" : ".bias");
+  }
+
+  bool target_is_due() const { return (s_.counters.gradient_updates + 1) % settings_.target_update_interval == 0; }
+
+  void step_temperature() {
+    if (!settings_.learn_alpha) return;
+    UpdateCounters& counters = s_.counters;
+    const T gap = static_cast<T>(job_.mean_log_prob + settings_.target_entropy);
+    const T log_alpha = static_cast<T>(counters.log_alpha);
+    metric(Metric::kAlphaLoss) = -log_alpha * gap;
+    const AdamState<T> before = {log_alpha, static_cast<T>(counters.log_alpha_exp_avg),
+                                 static_cast<T>(counters.log_alpha_exp_avg_sq)};
+    const AdamState<T> state = adam_element(-gap, before, factors(settings_.alpha_lr, ++counters.alpha_steps));
+    counters.log_alpha = state.parameter;
+    counters.log_alpha_exp_avg = state.exp_avg;
+    counters.log_alpha_exp_avg_sq = state.exp_avg_sq;
+  }
+
+  // ---- Threads --------------------------------------------------------------------------------------------------
+
+  // Waits for all threads; the last one decides whether the update goes on: `last` returns what is wrong, or nothing.
+  template <class Last>
+  bool meet(const Last& last) {
+    start(Phase::kWaiting);
+    job_.barrier.meet([&] {
+      std::string fault = last();
+      if (fault.empty()) return;
+      job_.outcome->fault = std::move(fault);
+      job_.failed = true;
+    });
+    return !job_.failed;
+  }
+
+  double mean(double sum) const { return sum / static_cast<double>(s_.batch); }
+  double& metric(Metric name) { return job_.metrics[static_cast<int>(name)]; }
+
+  void start(Phase phase) {
+    if (!profiling) return;
+    stop();
+    phase_ = static_cast<int>(phase);
+    since_ = Clock::now();
+  }
+
+  void stop() {
+    if (!profiling || phase_ < 0) return;
+    seconds[phase_] += std::chrono::duration<double>(Clock::now() - since_).count();
+    phase_ = -1;
+  }
+
+  void count_flop(std::int64_t rows, std::int64_t products_a_row) {
+    if (profiling) flop[phase_] += 2.0 * static_cast<double>(rows) * static_cast<double>(products_a_row);
+  }
+
+  using Clock = std::chrono::steady_clock;
+
+  Job<T>& job_;
+  UpdateState<T>& s_;
+  const UpdateSettings& settings_;
+  const int thread_;
+  const std::int64_t begin_, end_;  // my rows
+  T alpha_ = 0;
+  int phase_ = -1;
+  Clock::time_point since_;
+};
+
+}  // namespace sacfast::SACFAST_ISA

@@ -1,0 +1,75 @@
+# What csrc/update/update_bind.cpp defines. T: float32 for Engine32, float64 for Engine64.
+from typing import Any
+
+import numpy as np
+
+_Array = np.ndarray[Any, Any]
+
+class UpdateSettings:
+    """The fields of `SACConfig` that the update reads; csrc/update/engine.h documents those of another name."""
+
+    def __init__(self) -> None: ...
+    observation_dim: int
+    action_dim: int
+    batch_size: int
+    hidden_sizes: list[int]
+    gamma: float
+    reward_scale: float
+    learn_alpha: bool
+    alpha: float
+    target_entropy: float
+    actor_lr: float
+    critic_lr: float
+    alpha_lr: float
+    value_lr: float
+    adam_beta1: float
+    adam_beta2: float
+    adam_eps: float
+    hard_target_update: bool
+    tau: float
+    target_update_interval: int
+    value_network: bool
+    deterministic_policy: bool
+    log_std_bounding: str
+    log_std_low: float
+    log_std_high: float
+
+class UpdateCounters:
+    """State that is not a network's: temperature, counts and noise."""
+
+    log_alpha: float
+    log_alpha_exp_avg: float
+    log_alpha_exp_avg_sq: float
+    alpha_steps: int
+    gradient_updates: int
+    noise_state: tuple[int, int]
+    adam_steps: list[int]
+
+class _Engine:
+    def __init__(self, settings: UpdateSettings) -> None: ...
+    @property
+    def counters(self) -> UpdateCounters: ...
+    def update(
+        self,
+        rows: _Array,
+        index: _Array,
+        threads: int,
+        next_noise: _Array | None = None,
+        noise: _Array | None = None,
+    ) -> dict[str, Any]:
+        """Make one update for each row of `index` [steps, B]; return updates, metrics (sums) and fault."""
+
+    def read(self, network: str, part: str, into: _Array) -> None:
+        """Write a part of a network, in torch's order, to `into` [P] of T."""
+
+    def write(self, network: str, part: str, values: _Array) -> None:
+        """Take a part of a network, in torch's order, from `values` [P] of T."""
+
+    def profile(self) -> list[tuple[str, float, float]]:
+        """Return phase, seconds and floating-point operations so far, and measure from now on."""
+
+class Engine32(_Engine): ...
+class Engine64(_Engine): ...
+
+def fma_peak(threads: int, seconds: float) -> float:
+    """Return the floating-point operations a second that the threads reach together on registers alone."""

@@ -1,0 +1,309 @@
+"""The SAC update as one native call: the learner behind `backend="fused"`.
+
+What an update does and in which order is documented in `sacfast.reference` and written once for the native backends
+in csrc/update/sac_update.h. Both learners share parameters, names of their state and noise: a state of one continues
+in the other.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sacfast import _C
+from sacfast.config import SACConfig
+from sacfast.learner import Replay, check_state, check_update_arguments, metric_names, random_start
+from sacfast.networks import Actor, build_networks
+from sacfast.types import Batch, Metrics
+
+INDEX_WORDS_PER_CALL = 2**22
+"""Most row numbers drawn for one native call: 16,384 updates with minibatches of 256."""
+
+_SAME_NAME = (
+    *("observation_dim", "action_dim", "batch_size", "gamma", "reward_scale", "target_entropy"),
+    *("actor_lr", "critic_lr", "alpha_lr", "value_lr", "adam_eps", "tau", "target_update_interval"),
+    *("value_network", "deterministic_policy", "log_std_bounding"),
+)
+
+# Where the engine has what a network's flat buffer holds, in its order.
+_SEGMENTS = {
+    "actor": (("actor", "parameters"),),
+    "critic": (("q1", "parameters"), ("q2", "parameters")),
+    "target_critic": (("q1", "target"), ("q2", "target")),
+    "value": (("value", "parameters"),),
+    "target_value": (("value", "target"),),
+}
+_OPTIMIZERS = {"actor": ("actor",), "critic": ("q1", "q2"), "value": ("value",)}
+_ENGINE_NETWORKS = ("actor", "q1", "q2", "value")
+
+
+class FusedLearner:
+    """A `Learner` whose update runs natively on the CPU: no Python, autograd or allocation between its steps.
+
+    It uses as many threads as torch is set to, but no more than this process may use cores. The results do not depend
+    on their number. It belongs to the process that made it, and to one thread at a time.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        config: SACConfig | None = None,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Draw parameters and start the noise, as `ReferenceLearner` does.
+
+        `dtype` is torch.float32; torch.float64 serves tests. Raises ValueError for a size below 1, a negative seed,
+        and a device or dtype that this backend does not have.
+        """
+        self.config = config = config or SACConfig()
+        self.device = torch.device(device)
+        if self.device.type != "cpu":
+            raise ValueError(
+                f"device: the fused backend runs on the CPU, got {str(device)!r}; "
+                "use device 'cpu', or backend 'reference'"
+            )
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
+        self.observation_dim = observation_dim
+        self.action_dim = action_dim
+        self.metric_names = metric_names(config)
+        generator, noise_seed = random_start(seed)
+        self._networks = build_networks(observation_dim, action_dim, config, self.device, dtype, generator)
+        actor = self._networks["actor"]
+        assert isinstance(actor, Actor)
+        self.actor = actor
+        engine_type, self._numpy_dtype = _DTYPES[dtype]
+        self._engine = engine_type(_settings(observation_dim, action_dim, config))
+        self._limit = usable_cores()
+        for name, network in self._networks.items():
+            self._write(name, network.flat)
+        counters = self._engine.counters
+        counters.noise_state = (noise_seed, 0)
+        counters.log_alpha = math.log(config.initial_alpha) if config.alpha == "auto" else 0.0
+
+    @property
+    def gradient_updates(self) -> int:
+        """Whole updates made since the start."""
+        return int(self._engine.counters.gradient_updates)
+
+    def update(self, replay: Replay, gradient_steps: int = 1) -> Metrics:
+        """Make `gradient_steps` whole updates, each on its own minibatch; return their mean metrics.
+
+        The metrics are those of `ReferenceLearner.update`, and so are the minibatches: row numbers are drawn by the
+        replay buffer. The rows are read natively.
+
+        Raises TypeError and ValueError as `Learner.update` says; RuntimeError when another thread is at work on this
+        learner, or when this process was forked from the one that made it; FloatingPointError when a loss or a
+        gradient is not finite: its message names it and the update, and the parameters, optimisers and targets are
+        those from before that update.
+        """
+        batch_size = self.config.batch_size
+        check_update_arguments(replay, gradient_steps, batch_size)
+        rows = self._rows_of(replay)
+        sums = torch.zeros(len(self.metric_names), dtype=self.actor.flat.dtype)
+        steps_per_call = max(1, INDEX_WORDS_PER_CALL // batch_size)
+        left = gradient_steps
+        while left > 0:
+            steps = min(left, steps_per_call)
+            sums += self._run(rows, replay.draw(steps * batch_size).view(steps, batch_size).numpy())
+            left -= steps
+        return Metrics(self.metric_names, sums / gradient_steps)
+
+    def update_batch(self, batch: Batch, next_noise: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """Make one update on `batch`; return its metrics [len(metric_names)].
+
+        `next_noise` and `noise` are as in `ReferenceLearner.update_batch`.
+        """
+        columns = (batch.observation, batch.action, batch.reward, batch.next_observation, batch.terminated)
+        rows = torch.cat([column.reshape(len(batch.reward), -1).float() for column in columns], 1).numpy()
+        index = np.arange(len(rows), dtype=np.int64)[None]
+        arrays = (None if each is None else each.numpy().astype(self._numpy_dtype) for each in (next_noise, noise))
+        return self._run(rows, index, *arrays)
+
+    def profile(self, replay: Replay, gradient_steps: int) -> list[dict[str, Any]]:
+        """Make updates and take the time of their phases.
+
+        Returns:
+            One entry a phase, each with the means over the updates: `phase`, its name; `milliseconds`, the mean over
+            the threads; `megaflop`, of its matrix products, all threads together.
+        """
+        before = self._engine.profile()
+        self.update(replay, gradient_steps)
+        threads = self._threads()
+        return [
+            {
+                "phase": name,
+                "milliseconds": (seconds - seconds_before) / gradient_steps / threads * 1e3,
+                "megaflop": (flop - flop_before) / gradient_steps * 1e-6,
+            }
+            for (name, seconds_before, flop_before), (_, seconds, flop) in zip(
+                before or [(name, 0.0, 0.0) for name, _, _ in self._engine.profile()],
+                self._engine.profile(),
+                strict=True,
+            )
+        ]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return copies of everything that an exact resume needs, named as in `ReferenceLearner.state_dict`."""
+        counters = self._engine.counters
+        dtype = self.actor.flat.dtype
+        state: dict[str, Tensor] = {}
+        for prefix, network in self._networks.items():
+            self._read(prefix, network.flat)
+            state |= {f"{prefix}.{name}": each.detach().clone() for name, each in network.named_parameters()}
+        if self.config.alpha == "auto":
+            state["log_alpha"] = torch.tensor(counters.log_alpha, dtype=dtype)
+        for name in self._optimizers():
+            network = self._networks[name]
+            state[f"{name}_optimizer.step"] = torch.tensor(float(self._adam_steps(name)))
+            for part in ("exp_avg", "exp_avg_sq"):
+                state[f"{name}_optimizer.{part}"] = self._read_moment(name, part, torch.empty_like(network.flat))
+        if self.config.alpha == "auto":
+            state["alpha_optimizer.step"] = torch.tensor(float(counters.alpha_steps))
+            state["alpha_optimizer.exp_avg"] = torch.tensor(counters.log_alpha_exp_avg, dtype=dtype)
+            state["alpha_optimizer.exp_avg_sq"] = torch.tensor(counters.log_alpha_exp_avg_sq, dtype=dtype)
+        state["gradient_updates"] = torch.tensor(self.gradient_updates)
+        state["noise_state"] = torch.tensor(counters.noise_state)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what `state_dict` of a learner with the same configuration returned.
+
+        Raises ValueError naming every entry that is missing, not expected, or of another shape or dtype, and
+        TypeError for a value that is no tensor; nothing has changed then.
+        """
+        check_state(state, expected=self.state_dict())
+        counters = self._engine.counters
+        for prefix, network in self._networks.items():
+            for name, parameter in network.named_parameters():
+                parameter.detach().copy_(state[f"{prefix}.{name}"])
+            self._write(prefix, network.flat)
+        steps = list(counters.adam_steps)
+        for name, engine_names in self._optimizers().items():
+            for engine_name in engine_names:
+                steps[_ENGINE_NETWORKS.index(engine_name)] = int(state[f"{name}_optimizer.step"])
+            for part in ("exp_avg", "exp_avg_sq"):
+                self._write_moment(name, part, state[f"{name}_optimizer.{part}"])
+        counters.adam_steps = steps
+        if self.config.alpha == "auto":
+            counters.log_alpha = float(state["log_alpha"])
+            counters.alpha_steps = int(state["alpha_optimizer.step"])
+            counters.log_alpha_exp_avg = float(state["alpha_optimizer.exp_avg"])
+            counters.log_alpha_exp_avg_sq = float(state["alpha_optimizer.exp_avg_sq"])
+        counters.gradient_updates = int(state["gradient_updates"])
+        counters.noise_state = tuple(state["noise_state"].tolist())
+
+    def _run(
+        self,
+        rows: np.ndarray[Any, Any],
+        index: np.ndarray[Any, Any],
+        next_noise: np.ndarray[Any, Any] | None = None,
+        noise: np.ndarray[Any, Any] | None = None,
+    ) -> Tensor:
+        """Make one update for each row of `index`; return the sums of the metrics."""
+        result = self._engine.update(rows, index, self._threads(), next_noise, noise)
+        self._engine.read("actor", "parameters", self.actor.flat.numpy())
+        if result["fault"]:
+            bad = _not_finite(rows[index[result["updates"]]], self.observation_dim, self.action_dim)
+            raise FloatingPointError(
+                f"update {self.gradient_updates + 1}: {result['fault']} is not finite{bad}; the learner is as it was "
+                f"after update {self.gradient_updates}"
+            )
+        return torch.tensor([result["metrics"][name] for name in self.metric_names], dtype=self.actor.flat.dtype)
+
+    def _threads(self) -> int:
+        return max(1, min(torch.get_num_threads(), self._limit, self.config.batch_size))
+
+    def _rows_of(self, replay: Replay) -> np.ndarray[Any, Any]:
+        rows, width = replay.rows, 2 * self.observation_dim + self.action_dim + 2
+        if rows.device.type != "cpu" or rows.dtype != torch.float32 or rows.ndim != 2 or rows.shape[1] != width:
+            raise ValueError(
+                f"replay: expected rows of {width} float32 on the CPU (observation_dim {self.observation_dim}, "
+                f"action_dim {self.action_dim}), got {rows.dtype} {list(rows.shape)} on {rows.device}"
+            )
+        array: np.ndarray[Any, Any] = rows.numpy()
+        return array
+
+    def _optimizers(self) -> dict[str, tuple[str, ...]]:
+        return {name: engine_names for name, engine_names in _OPTIMIZERS.items() if name in self._networks}
+
+    def _adam_steps(self, name: str) -> int:
+        return int(self._engine.counters.adam_steps[_ENGINE_NETWORKS.index(_OPTIMIZERS[name][0])])
+
+    def _read(self, name: str, flat: Tensor) -> None:
+        for (network, part), piece in zip(_SEGMENTS[name], _pieces(flat, len(_SEGMENTS[name])), strict=True):
+            self._engine.read(network, part, piece)
+
+    def _write(self, name: str, flat: Tensor) -> None:
+        for (network, part), piece in zip(_SEGMENTS[name], _pieces(flat, len(_SEGMENTS[name])), strict=True):
+            self._engine.write(network, part, piece)
+
+    def _read_moment(self, name: str, part: str, flat: Tensor) -> Tensor:
+        for network, piece in zip(_OPTIMIZERS[name], _pieces(flat, len(_OPTIMIZERS[name])), strict=True):
+            self._engine.read(network, part, piece)
+        return flat
+
+    def _write_moment(self, name: str, part: str, flat: Tensor) -> None:
+        for network, piece in zip(_OPTIMIZERS[name], _pieces(flat, len(_OPTIMIZERS[name])), strict=True):
+            self._engine.write(network, part, piece)
+
+
+_DTYPES: dict[torch.dtype, tuple[type[_C.Engine32] | type[_C.Engine64], Any]] = {
+    torch.float32: (_C.Engine32, np.float32),
+    torch.float64: (_C.Engine64, np.float64),
+}
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may keep busy: by its affinity and by its control group's quota."""
+    cores = float(len(os.sched_getaffinity(0)))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except OSError:
+        return int(cores)  # no control groups, or their first version, which containers no longer use
+    if quota != "max":
+        cores = min(cores, float(quota) / float(period))
+    return max(1, math.floor(cores))
+
+
+def _settings(observation_dim: int, action_dim: int, config: SACConfig) -> _C.UpdateSettings:
+    target_entropy = float(-action_dim) if config.target_entropy == "auto" else config.target_entropy
+    given = config.to_dict() | {
+        "observation_dim": observation_dim,
+        "action_dim": action_dim,
+        "target_entropy": target_entropy,
+    }
+    settings = _C.UpdateSettings()
+    for name in _SAME_NAME:
+        setattr(settings, name, given[name])
+    settings.hidden_sizes = list(config.hidden_sizes)
+    settings.learn_alpha = config.alpha == "auto"
+    settings.alpha = 0.0 if config.alpha == "auto" else config.alpha
+    settings.adam_beta1, settings.adam_beta2 = config.adam_betas
+    settings.hard_target_update = config.target_update == "hard"
+    settings.log_std_low, settings.log_std_high = config.log_std_bounds
+    return settings
+
+
+def _pieces(flat: Tensor, count: int) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield the flat buffer in equal pieces: the twin critics lie one behind the other."""
+    return (piece.numpy() for piece in flat.detach().chunk(count))
+
+
+def _not_finite(rows: np.ndarray[Any, Any], observation_dim: int, action_dim: int) -> str:
+    """Say which columns of a minibatch hold a number that is not finite, if any does."""
+    names = ("observation", "action", "reward", "next_observation", "terminated")
+    ends = np.cumsum((observation_dim, action_dim, 1, observation_dim))
+    fields = zip(names, np.split(rows, ends, axis=1), strict=True)
+    bad = [name for name, field in fields if not np.isfinite(field).all()]
+    return f" (the minibatch holds NaN or infinity in: {', '.join(bad)})" if bad else ""

@@ -11,19 +11,22 @@ BENCH ?=
 
 VENV := .venv
 CUDA_VENV := .venv-cuda
+PEERS_VENV := .venv-peers
 # The CPU set-up is pinned: a bare `torch` can bring gigabytes of CUDA packages to a machine without a GPU.
 TORCH := torch==2.13.0
 CUDA_TORCH := torch==2.14.1
+# The implementations that `bench-peers` measures beside this one.
+PEERS := 'stable-baselines3==2.9.*' 'sbx-rl==0.28.*' rltools==2.2.1 mkl mkl-include 'gymnasium[mujoco]'
 
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 FORMATTED := $(shell find csrc tests/csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
-# Prints requirements from pyproject.toml, so that they stand in one place.
-REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
-	build, project = p["build-system"]["requires"], p["project"]; \
-	extra = [*project["dependencies"], *project["optional-dependencies"]["dev"]] if "dev" in sys.argv else []; \
-	print(*build, *extra, sep="\n")
+# Prints lists of requirements from pyproject.toml, so that they stand in one place.
+REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb")); project = p["project"]; \
+	lists = {"build": p["build-system"]["requires"], "run": project["dependencies"], **project["optional-dependencies"]}; \
+	print(*(line for name in sys.argv[1:] for line in lists[name]), sep="\n")
 
-.PHONY: train test bench bench-collect lint format setup cuda-compile cuda-build gpu-check clean
+.PHONY: train test bench bench-collect bench-update bench-train bench-peers lint format sanitize setup
+.PHONY: cuda-compile cuda-build gpu-check clean
 
 train: setup
 	$(VENV)/bin/sacfast train --env-id $(ENV_ID) --total-timesteps $(STEPS)
@@ -37,6 +40,18 @@ bench: setup
 bench-collect: setup
 	$(VENV)/bin/sacfast benchmark collect $(BENCH)
 
+bench-update: setup
+	$(VENV)/bin/sacfast benchmark update --only fused reference reference_compiled $(BENCH)
+
+bench-train: setup
+	$(VENV)/bin/sacfast benchmark train $(BENCH)
+
+# What peers need stays out of $(VENV). The sources are used as they lie, with the library that `setup` has built: both
+# environments have the same Python and the same torch. RLtools compiles with g++ for a minute when it is first used.
+bench-peers: setup $(PEERS_VENV)/.dependencies
+	PYTHONPATH=. $(PEERS_VENV)/bin/python -m sacfast benchmark update $(BENCH)
+	PYTHONPATH=. $(PEERS_VENV)/bin/python -m sacfast benchmark train
+
 lint: setup
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
@@ -48,6 +63,10 @@ format: setup
 	$(VENV)/bin/ruff format
 	$(VENV)/bin/clang-format -i $(FORMATTED)
 
+# The native tests under AddressSanitizer with UndefinedBehaviorSanitizer, those with threads under ThreadSanitizer.
+sanitize: setup
+	PYTHONPATH=. $(VENV)/bin/python tests/native.py
+
 # ---- Set-up: stamps, so that a change of dependencies installs and a change of native sources builds ------------
 
 setup: $(VENV)/.built
@@ -57,12 +76,20 @@ $(VENV)/.dependencies: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -qq --upgrade pip
 	$(VENV)/bin/python -m pip install -qq $(TORCH)
-	$(VENV)/bin/python -c '$(REQUIREMENTS)' dev > $(VENV)/requirements.txt
+	$(VENV)/bin/python -c '$(REQUIREMENTS)' build run dev > $(VENV)/requirements.txt
 	$(VENV)/bin/python -m pip install -qq $(TORCH) -r $(VENV)/requirements.txt
 	touch $@
 
 $(VENV)/.built: $(VENV)/.dependencies $(NATIVE)
 	$(VENV)/bin/python -m pip install -qq --no-build-isolation --no-deps --editable .
+	touch $@
+
+$(PEERS_VENV)/.dependencies: pyproject.toml
+	$(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/python -m pip install -qq --upgrade pip
+	$(PEERS_VENV)/bin/python -m pip install -qq $(TORCH)
+	$(PEERS_VENV)/bin/python -c '$(REQUIREMENTS)' run > $(PEERS_VENV)/requirements.txt
+	$(PEERS_VENV)/bin/python -m pip install -qq $(TORCH) -r $(PEERS_VENV)/requirements.txt $(PEERS)
 	touch $@
 
 # ---- CUDA, on any machine with nvcc; none of this needs a GPU -----------------------------------------------------
@@ -77,7 +104,7 @@ $(CUDA_VENV)/.dependencies: pyproject.toml
 	$(PYTHON) -m venv $(CUDA_VENV)
 	$(CUDA_VENV)/bin/python -m pip install -qq --upgrade pip
 	$(CUDA_VENV)/bin/python -m pip install -qq $(CUDA_TORCH)
-	$(CUDA_VENV)/bin/python -c '$(REQUIREMENTS)' > $(CUDA_VENV)/requirements.txt
+	$(CUDA_VENV)/bin/python -c '$(REQUIREMENTS)' build > $(CUDA_VENV)/requirements.txt
 	$(CUDA_VENV)/bin/python -m pip install -qq $(CUDA_TORCH) -r $(CUDA_VENV)/requirements.txt
 	touch $@
 
@@ -93,4 +120,4 @@ gpu-check:
 	$(PYTHON) -m benchmarks.gpu_check
 
 clean:
-	rm -rf $(VENV) $(CUDA_VENV) build *.egg-info sacfast/_ops.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(CUDA_VENV) $(PEERS_VENV) build *.egg-info sacfast/_ops.so sacfast/_C.*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

@@ -51,7 +51,7 @@ def stages(folder: Path) -> Iterator[Stage]:
     measure = python("-m", "sacfast", "benchmark", "ops", "--device", "cuda", "--output", str(ops))
     yield Stage("ops on cuda", measure, result=ops)
     run_dir = folder / "run"
-    task = ["--env-id", "HalfCheetah-v5", "--total-timesteps", "20000", "--device", "cuda"]
+    task = ["--env-id", "HalfCheetah-v5", "--total-timesteps", "20000", "--device", "cuda", "--backend", "reference"]
     train = python("-m", "sacfast", "train", *task, "--no-progress", "--run-dir", str(run_dir))
     yield Stage("training on cuda", train, result=run_dir / "summary.json")
     for level in cpu_levels():

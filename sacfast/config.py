@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
-BACKENDS = ("reference",)
+BACKENDS = ("fused", "reference")
 """The backends that `make_learner` can build."""
 
 
@@ -216,7 +216,7 @@ class TrainConfig(_Config):
     """Seed of everything random in the run, from 0."""
     device: str = "auto"
     """Where the learner works: "cpu", "cuda", "cuda:N", or "auto" (CUDA where there is one)."""
-    backend: str = "reference"
+    backend: str = "fused"
     """How the update is carried out: one of `BACKENDS`."""
     run_dir: Path | None = None
     """Folder of the run's configuration, metrics, summary and checkpoints; None: nothing is written (from Python),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sacfast import _C
 from sacfast.config import SACConfig
-from sacfast.learner import Replay, check_state, check_update_arguments, metric_names, random_start
+from sacfast.learner import Replay, check_noise, check_state, check_update_arguments, metric_names, random_start
 from sacfast.networks import Actor, build_networks
 from sacfast.types import Batch, Metrics
 
@@ -122,12 +122,16 @@ class FusedLearner:
     def update_batch(self, batch: Batch, next_noise: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """Make one update on `batch`; return its metrics [len(metric_names)].
 
-        `next_noise` and `noise` are as in `ReferenceLearner.update_batch`.
+        `next_noise` and `noise` are as in `ReferenceLearner.update_batch`, and so are the errors raised.
         """
+        check_noise(self.config, next_noise, noise)
         columns = (batch.observation, batch.action, batch.reward, batch.next_observation, batch.terminated)
         rows = torch.cat([column.reshape(len(batch.reward), -1).float() for column in columns], 1).numpy()
         index = np.arange(len(rows), dtype=np.int64)[None]
-        arrays = (None if each is None else each.numpy().astype(self._numpy_dtype) for each in (next_noise, noise))
+        arrays = (
+            None if each is None else np.array(each.numpy(), self._numpy_dtype, order="C")
+            for each in (next_noise, noise)
+        )
         return self._run(rows, index, *arrays)
 
     def profile(self, replay: Replay, gradient_steps: int) -> list[dict[str, Any]]:

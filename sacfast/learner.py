@@ -74,7 +74,7 @@ def make_learner(
     observation_dim: int,
     action_dim: int,
     config: SACConfig | None = None,
-    backend: str = "reference",
+    backend: str = "fused",
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> Learner:
@@ -125,6 +125,14 @@ def check_update_arguments(replay: Replay, gradient_steps: int, batch_size: int)
         raise ValueError(f"gradient_steps: expected an int >= 0, got {gradient_steps}")
     if len(replay) < batch_size:
         raise ValueError(f"replay: expected at least batch_size ({batch_size}) transitions, got {len(replay)}")
+
+
+def check_noise(config: SACConfig, next_noise: Tensor | None, noise: Tensor | None) -> None:
+    """Raise ValueError for noise that the configured update has no use for."""
+    if next_noise is not None and (config.value_network or config.deterministic_policy):
+        raise ValueError("next_noise: expected None with a value network or a deterministic policy")
+    if noise is not None and config.deterministic_policy:
+        raise ValueError("noise: expected None with a deterministic policy")
 
 
 def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -37,7 +37,7 @@ from torch.nn import functional as F
 
 from sacfast import ops
 from sacfast.config import SACConfig
-from sacfast.learner import Replay, check_state, check_update_arguments, metric_names, random_start
+from sacfast.learner import Replay, check_noise, check_state, check_update_arguments, metric_names, random_start
 from sacfast.networks import Actor, TwinCritic, ValueNetwork, build_networks
 from sacfast.ops.polyak import polyak_update_reference_
 from sacfast.ops.tanh_gaussian import tanh_gaussian_rsample_reference
@@ -157,10 +157,7 @@ class ReferenceLearner:
         `next_noise` (step 1) and `noise` (step 3) are standard normal [B, A]; None: drawn. Raises ValueError
         for noise that the configured update has no use for.
         """
-        if next_noise is not None and (self.config.value_network or self.config.deterministic_policy):
-            raise ValueError("next_noise: expected None with a value network or a deterministic policy")
-        if noise is not None and self.config.deterministic_policy:
-            raise ValueError("noise: expected None with a deterministic policy")
+        check_noise(self.config, next_noise, noise)
         metrics = self._update(batch, self._target_is_due(), next_noise, noise)
         self.gradient_updates += 1
         return metrics

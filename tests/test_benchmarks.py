@@ -140,7 +140,7 @@ def test_the_collection_benchmark_makes_no_updates(tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["update"], "unknown benchmark 'update'; expected one of ops, collect"),
+        (["adam"], "unknown benchmark 'adam'; expected one of ops, collect, update, train"),
         (["ops", "--only", "adam"], "only: expected some of rsample_256x6"),
         (["ops", "--device", "tpu"], "device: expected 'cpu', 'cuda' or 'cuda:N', got 'tpu'"),
         (["ops", "--rounds", "0"], "rounds: expected an int >= 1, got 0"),

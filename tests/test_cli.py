@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sacfast import cli, ops
-from sacfast.config import SACConfig, TrainConfig
+from sacfast.config import BACKENDS, SACConfig, TrainConfig
 
 QUICK_FLAGS = {
     "--hidden-sizes": "16",
@@ -162,10 +162,12 @@ def test_flags_reach_the_configuration(tmp_path: Path) -> None:
     assert (summary["status"], summary["gradient_updates"]) == ("completed", 10)
 
 
-def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str], backend: str) -> None:
     run_dir = tmp_path / "run"
-    assert train(run_dir, "--total-timesteps", "80") == 0
+    assert train(run_dir, "--total-timesteps", "80", "--backend", backend) == 0
     text = capsys.readouterr().out
+    assert f"{backend} backend" in text
     assert "80 transitions and 40 gradient updates" in text
     assert "2 evaluation episodes" in text
     assert str(run_dir) in text
@@ -273,8 +275,8 @@ def test_doctor_reports_and_checks(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for word in ("sacfast", "torch", "envpool", "cpu_level", "cuda_built", "cuda_reason", "gpu"):
         assert word in text
-    assert text.count(" ok\n") == 5
-    assert "all ops agree" in text
+    assert text.count(" ok\n") == 6
+    assert "all agrees" in text
 
 
 @pytest.mark.parametrize("broken", [lambda target, *_: target.mul_(1.01), lambda target, *_: target.fill_(torch.nan)])
@@ -285,7 +287,7 @@ def test_doctor_fails_when_an_op_is_wrong(
     assert cli.main(["doctor"]) == 1
     text = capsys.readouterr().out
     assert text.count("WRONG") == 1
-    assert "differ" in text
+    assert "something differs" in text
 
 
 def test_the_module_is_the_command() -> None:

@@ -62,7 +62,7 @@ TRAIN_REFUSALS = [
     ("seed", None, TypeError, "an int >= 0, got None"),
     ("device", "tpu", ValueError, "'auto', 'cpu', 'cuda' or 'cuda:N', got 'tpu'"),
     ("device", None, TypeError, "a string, got None"),
-    ("backend", "jax", ValueError, "one of 'reference', got 'jax'"),
+    ("backend", "jax", ValueError, "one of 'fused', 'reference', got 'jax'"),
     ("run_dir", 3, TypeError, "a path or None, got 3"),
     ("overwrite", 1, TypeError, "True or False, got 1"),
     ("log_interval", 0, ValueError, "an int >= 1, got 0"),
@@ -107,10 +107,13 @@ def test_deterministic_policy_needs_a_zero_temperature(alpha):
         SACConfig(deterministic_policy=True, alpha=alpha)
 
 
-def test_the_native_backend_is_refused_by_name_until_it_exists():
-    assert BACKENDS == ("reference",)
-    with pytest.raises(ValueError, match="backend: expected one of 'reference', got 'fused'"):
-        check_backend("fused")
+def test_the_backends_are_known_by_name():
+    assert BACKENDS == ("fused", "reference")
+    assert TrainConfig("Pendulum-v1").backend == "fused"
+    for backend in BACKENDS:
+        check_backend(backend)
+    with pytest.raises(ValueError, match="backend: expected one of 'fused', 'reference', got 'Fused'"):
+        check_backend("Fused")
 
 
 def test_configs_are_frozen():

@@ -1,29 +1,40 @@
 import pytest
 import torch
 
-from sacfast.config import SACConfig
-from sacfast.learner import check_state, check_update_arguments, make_learner
+from sacfast.config import BACKENDS, SACConfig
+from sacfast.fused import FusedLearner
+from sacfast.learner import check_state, check_update_arguments, make_learner, metric_names
 from sacfast.reference import ReferenceLearner
 from sacfast.types import Batch
 
 
 class OneTransition:
+    rows = torch.cat((torch.ones(1, 3), torch.zeros(1, 2), torch.ones(1, 5)), 1)
+
     def __len__(self):
         return 1
 
     def sample(self, batch_size):
-        ones = torch.ones(batch_size)
-        return Batch(torch.ones(batch_size, 3), torch.zeros(batch_size, 2), ones, torch.ones(batch_size, 3), ones)
+        rows = self.rows.expand(batch_size, -1)
+        return Batch(rows[:, :3], rows[:, 3:5], rows[:, 5], rows[:, 6:9], rows[:, 9])
+
+    def draw(self, count):
+        return torch.zeros(count, dtype=torch.int64)
 
 
-def test_make_learner_builds_what_it_is_told():
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+@pytest.mark.parametrize(("backend", "expected"), [("fused", FusedLearner), ("reference", ReferenceLearner)])
+def test_make_learner_builds_what_it_is_told(backend, expected):
     config = SACConfig(hidden_sizes=(8,), batch_size=1)
-    learner = make_learner(3, 2, config, backend="reference", device="cpu", seed=4)
-    assert isinstance(learner, ReferenceLearner)
+    learner = make_learner(3, 2, config, backend=backend, device="cpu", seed=4)
+    assert isinstance(learner, expected)
     assert learner.config is config
     assert (learner.observation_dim, learner.action_dim) == (3, 2)
     assert learner.device == torch.device("cpu")
     assert learner.gradient_updates == 0
+    assert learner.metric_names == metric_names(config)
     assert torch.equal(learner.actor.flat, ReferenceLearner(3, 2, config, seed=4).actor.flat)
     mean, log_std = learner.actor(torch.zeros(5, 3))
     assert mean.shape == log_std.shape == (5, 2)
@@ -31,28 +42,30 @@ def test_make_learner_builds_what_it_is_told():
 
 def test_make_learner_defaults():
     learner = make_learner(3, 2)
+    assert isinstance(learner, FusedLearner)
     assert learner.config == SACConfig()
     assert torch.equal(learner.actor.flat, make_learner(3, 2, SACConfig(), seed=0).actor.flat)
 
 
-def test_a_made_learner_learns():
-    learner = make_learner(3, 2, SACConfig(hidden_sizes=(8,), batch_size=1))
+@every_backend
+def test_a_made_learner_learns(backend):
+    learner = make_learner(3, 2, SACConfig(hidden_sizes=(8,), batch_size=1), backend=backend)
     before = learner.actor.flat.clone()
     learner.update(OneTransition(), gradient_steps=2)
     assert learner.gradient_updates == 2
     assert not torch.equal(learner.actor.flat, before)
 
 
-@pytest.mark.parametrize("backend", ["fused", "jax"])
-def test_a_backend_that_does_not_exist_is_refused_by_name(backend):
-    with pytest.raises(ValueError, match=f"backend: expected one of 'reference', got '{backend}'"):
-        make_learner(3, 2, backend=backend)
+def test_a_backend_that_does_not_exist_is_refused_by_name():
+    with pytest.raises(ValueError, match="backend: expected one of 'fused', 'reference', got 'jax'"):
+        make_learner(3, 2, backend="jax")
 
 
+@every_backend
 @pytest.mark.parametrize(("sizes", "name"), [((0, 2), "observation_dim"), ((3, 0), "action_dim")])
-def test_sizes_below_one_are_refused(sizes, name):
+def test_sizes_below_one_are_refused(sizes, name, backend):
     with pytest.raises(ValueError, match=f"{name}: expected an int >= 1, got 0"):
-        make_learner(*sizes)
+        make_learner(*sizes, backend=backend)
 
 
 @pytest.mark.parametrize(

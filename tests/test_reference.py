@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from learner_cases import OPTIONS, A, B, O, assert_states_equal, every_option, make_config, random_batch, random_noise
 from torch import nn
 from torch.distributions import Normal
 
@@ -11,53 +12,6 @@ from sacfast.config import SACConfig
 from sacfast.reference import ReferenceLearner
 from sacfast.types import Batch
 
-O, A, B = 4, 3, 16  # noqa: E741 # the project's shape letters
-
-OPTIONS = {
-    "v2": {},
-    "alpha-fixed": {"alpha": 0.2},
-    "alpha-zero": {"alpha": 0.0},
-    "initial-alpha": {"initial_alpha": 0.3},
-    "target-entropy": {"target_entropy": -0.5},
-    "reward-scale": {"reward_scale": 5.0},
-    "gamma": {"gamma": 0.5},
-    "tau": {"tau": 0.3},
-    "polyak-every-3": {"tau": 0.3, "target_update_interval": 3},
-    "hard-every-1": {"target_update": "hard"},
-    "hard-every-3": {"target_update": "hard", "target_update_interval": 3},
-    "v1": {"value_network": True, "alpha": 1.0, "reward_scale": 5.0},
-    "v1-alpha-zero": {"value_network": True, "alpha": 0.0},
-    "v1-hard-every-3": {
-        "value_network": True,
-        "alpha": 0.2,
-        "target_update": "hard",
-        "target_update_interval": 3,
-    },
-    "deterministic": {"deterministic_policy": True, "alpha": 0.0},
-    "deterministic-hard": {
-        "deterministic_policy": True,
-        "alpha": 0.0,
-        "target_update": "hard",
-        "target_update_interval": 3,
-    },
-    "deterministic-v1": {"deterministic_policy": True, "alpha": 0.0, "value_network": True},
-    "linear": {"hidden_sizes": ()},
-    "one-layer": {"hidden_sizes": (8,)},
-    "three-layers": {"hidden_sizes": (8, 12, 8)},
-    # The fresh actor's raw log-std lies within about +-0.5: these bounds cut some of it and pass some.
-    "log-std-clamp": {"log_std_bounding": "clamp", "log_std_bounds": (-0.1, 0.1)},
-    "log-std-tanh": {"log_std_bounding": "tanh", "log_std_bounds": (-5.0, 2.0)},
-    "log-std-none": {"log_std_bounding": "none"},
-    "optimisers": {
-        "actor_lr": 1e-3,
-        "critic_lr": 2e-3,
-        "alpha_lr": 3e-3,
-        "adam_betas": (0.5, 0.9),
-        "adam_eps": 1e-3,
-    },
-    "v1-optimisers": {"value_network": True, "alpha": 0.2, "value_lr": 2e-3, "adam_eps": 1e-3},
-}
-every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 either_ops = pytest.mark.parametrize("fused_ops", [False, True], ids=["plain-ops", "fused-ops"])
 
 
@@ -68,30 +22,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def make_config(options=None, **more):
-    return SACConfig(**{"hidden_sizes": (16, 8), "batch_size": B, **(options or {}), **more})
-
-
-def random_batch(seed, dtype=torch.float32, rows=B):
-    generator = torch.Generator().manual_seed(seed)
-    return Batch(
-        observation=torch.randn(rows, O, generator=generator).to(dtype),
-        action=(2 * torch.rand(rows, A, generator=generator) - 1).to(dtype),
-        reward=torch.randn(rows, generator=generator).to(dtype),
-        next_observation=torch.randn(rows, O, generator=generator).to(dtype),
-        terminated=(torch.rand(rows, generator=generator) < 0.3).to(dtype),
-    )
-
-
-def random_noise(config, seed, dtype):
-    """The keyword arguments of `update_batch` that the configured update has a use for."""
-    generator = torch.Generator().manual_seed(10_000 + seed)
-    next_noise, noise = torch.randn(2, B, A, generator=generator).to(dtype)
-    if config.deterministic_policy:
-        return {}
-    return {"noise": noise} if config.value_network else {"next_noise": next_noise, "noise": noise}
 
 
 class FixedReplay:
@@ -432,12 +362,6 @@ def test_noise_without_a_use_is_refused(options, refused):
 def test_a_negative_seed_is_refused():
     with pytest.raises(ValueError, match="seed: expected an int >= 0, got -1"):
         ReferenceLearner(O, A, make_config(), seed=-1)
-
-
-def assert_states_equal(left, right):
-    assert left.keys() == right.keys()
-    for name in left:
-        assert torch.equal(left[name], right[name]), name
 
 
 @every_option

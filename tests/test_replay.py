@@ -189,10 +189,32 @@ def test_the_seed_determines_the_samples(device):
     assert (same[0] != other).any()
 
 
+@pytest.mark.parametrize("device", _DEVICES)
+def test_drawn_rows_are_those_that_a_sample_would_have_had(device):
+    sampled, drawn = (_filled(100, device=device, seed=5) for _ in range(2))
+    for count in (1, 7, 256):
+        row = drawn.draw(count)
+        assert (row.dtype, row.device.type, tuple(row.shape)) == (torch.int64, device, (count,))
+        torch.testing.assert_close(drawn.rows[row][:, _O + _A], sampled.sample(count).reward, rtol=0, atol=0)
+
+
+def test_one_draw_may_serve_several_minibatches():
+    whole, parts = (_filled(100, seed=6) for _ in range(2))
+    batches = torch.cat([parts.sample(16).reward for _ in range(5)])
+    torch.testing.assert_close(whole.rows[whole.draw(5 * 16)][:, _O + _A], batches, rtol=0, atol=0)
+
+
+def test_only_rows_that_are_held_are_drawn():
+    replay = ReplayBuffer(1000, _O, _A)
+    replay.add(*_transition([0, 1, 2]))
+    assert set(replay.draw(200).tolist()) == {0, 1, 2}
+
+
 def test_sampling_does_not_touch_the_global_generator():
     replay = _filled(10)
     before = torch.get_rng_state()
     replay.sample(4)
+    replay.draw(4)
     torch.testing.assert_close(torch.get_rng_state(), before)
 
 
@@ -270,14 +292,17 @@ def test_a_tensor_on_another_device_is_refused():
 
 
 def test_sampling_an_empty_buffer_is_refused():
-    with pytest.raises(RuntimeError, match="the replay buffer is empty"):
-        ReplayBuffer(3, _O, _A).sample(1)
+    for act in (ReplayBuffer.sample, ReplayBuffer.draw):
+        with pytest.raises(RuntimeError, match="the replay buffer is empty"):
+            act(ReplayBuffer(3, _O, _A), 1)
 
 
 @pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-3, ValueError), (2.0, TypeError)])
 def test_the_batch_size_is_checked(value, error):
     with pytest.raises(error, match="batch_size: expected an int"):
         _filled(3).sample(value)
+    with pytest.raises(error, match="count: expected an int"):
+        _filled(3).draw(value)
 
 
 # Memory

@@ -17,7 +17,7 @@ CSRC = ROOT / "csrc"
 
 # `envs`, `replay`, `learner` (with its backends) and `policy` are the parts that `trainer` carries data
 # between. None knows another one; what they share is here.
-PARTS = ({"envs"}, {"replay"}, {"learner", "reference"}, {"policy"})
+PARTS = ({"envs"}, {"replay"}, {"learner", "fused", "reference"}, {"policy"})
 FOUNDATIONS = {"types", "config", "networks", "ops", "_ext"}
 # Foundations, from the bottom: each may import only those before it.
 ALLOWED = {
@@ -82,17 +82,27 @@ def test_the_import_reader_sees_every_form() -> None:
 @pytest.mark.parametrize("part", sorted(set().union(*PARTS)))
 def test_parts_do_not_know_each_other(part: str) -> None:
     own = next(group for group in PARTS if part in group)
-    assert imports_of(part) <= FOUNDATIONS | own
+    assert imports_of(part) - {"_C"} <= FOUNDATIONS | own
     assert (PACKAGE / f"{part}.py").exists()
 
 
 @pytest.mark.parametrize("part", sorted(ALLOWED))
 def test_lower_parts_import_only_what_lies_below(part: str) -> None:
-    assert imports_of(part) - {"_C"} <= ALLOWED[part]
+    assert imports_of(part) <= ALLOWED[part]
+
+
+def test_the_backends_do_not_know_each_other() -> None:
+    assert not imports_of("fused") & {"reference"}
+    assert not imports_of("reference") & {"fused"}
+
+
+def test_only_the_fused_backend_knows_the_native_module() -> None:
+    parts = {part_of(path) for path in modules()}
+    assert {part for part in parts if "_C" in imports_of(part)} == {"fused"}
 
 
 def test_only_the_trainer_sees_all_parts() -> None:
-    every = set().union(*PARTS) - {"reference"}
+    every = set().union(*PARTS) - {"fused", "reference"}
     seeing = {part_of(path) for path in modules() if every <= imports_of(part_of(path))}
     assert seeing == {"trainer"}
 
@@ -128,7 +138,8 @@ def test_the_version_is_that_of_the_project() -> None:
         ("from sacfast import ops", ("envpool", "gymnasium", "tyro", "sacfast.trainer")),
         ("import sacfast", ("torch", "envpool", "gymnasium", "numpy")),
         ("import sacfast.cli", ("torch", "envpool", "gymnasium")),
-        ("from sacfast import ReplayBuffer, make_learner", ("envpool", "gymnasium")),
+        ("from sacfast import ReplayBuffer, make_learner", ("envpool", "gymnasium", "sacfast._C", "sacfast.reference")),
+        ("import sacfast.fused", ("envpool", "gymnasium", "sacfast.reference")),
     ],
 )
 def test_an_import_loads_no_more_than_it_needs(statement: str, absent: tuple[str, ...]) -> None:
@@ -153,7 +164,7 @@ def reaches(path: Path, layer: str) -> list[str]:
 
 
 def test_the_native_sources_are_found() -> None:
-    assert {"core", "ops"} <= {path.relative_to(CSRC).parts[0] for path in native_sources()}
+    assert {path.relative_to(CSRC).parts[0] for path in native_sources()} == {"core", "ops", "update"}
     assert any(includes(path) for path in native_sources())
 
 
@@ -163,10 +174,11 @@ def test_core_includes_nothing_above_it() -> None:
             assert not reaches(path, "ops") + reaches(path, "update"), path
 
 
-def test_ops_include_nothing_of_the_update() -> None:
-    for path in (CSRC / "ops").rglob("*"):
+@pytest.mark.parametrize(("layer", "other"), [("ops", "update"), ("update", "ops")])
+def test_ops_and_update_include_nothing_of_each_other(layer: str, other: str) -> None:
+    for path in (CSRC / layer).rglob("*"):
         if path.is_file():
-            assert not reaches(path, "update"), path
+            assert not reaches(path, other), path
 
 
 def test_bindings_are_included_by_nothing() -> None:
@@ -188,10 +200,28 @@ def included_closure(path: Path) -> set[str]:
     return names
 
 
-def test_kernels_and_core_reach_no_torch_header() -> None:
+def test_kernels_core_and_update_reach_no_torch_header() -> None:
     kernels = [path for path in native_sources() if path.suffix == ".cu" or path.stem.endswith("_cpu")]
     core = [path for path in native_sources() if CSRC / "core" in path.parents]
+    update = [path for path in native_sources() if CSRC / "update" in path.parents]  # its bindings too
     assert kernels
     assert core
-    for path in kernels + core:
+    assert update
+    for path in kernels + core + update:
         assert not [name for name in included_closure(path) if re.match(r"(torch|ATen|c10)/", name)], path
+
+
+def test_kernels_reach_no_python_header() -> None:
+    for path in native_sources():
+        if not path.stem.endswith("_bind"):
+            assert not [name for name in included_closure(path) if re.match(r"pybind11/|Python\.h", name)], path
+
+
+def test_the_order_of_an_update_stands_once() -> None:
+    """Every step of a worker is called by sac_update.h, and by nothing else of the update."""
+    steps = set(re.findall(r"worker\.(\w+)\(", (CSRC / "update" / "sac_update.h").read_text()))
+    assert len(steps) > 10
+    for path in (CSRC / "update").rglob("*"):
+        if path.name != "sac_update.h":
+            called = set(re.findall(r"worker(?:\.|->)(\w+)\(", path.read_text()))
+            assert not called & steps, path

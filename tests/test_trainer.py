@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sacfast import SAC, checkpoint
-from sacfast.config import SACConfig, TrainConfig
+from sacfast.config import BACKENDS, SACConfig, TrainConfig
 from sacfast.envs import EnvironmentFault
 from sacfast.metrics import SUMMARY_KEYS
 from sacfast.trainer import UpdateSchedule, resolve_device
@@ -60,6 +60,9 @@ gymnasium.register("sacfast_test/Track-v0", entry_point=Track, max_episode_steps
 def track() -> type[Track]:
     Track.steps, Track.events = 0, {}
     return Track
+
+
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def small(env_id: str = "Pendulum-v1", **fields: Any) -> SAC:
@@ -161,14 +164,23 @@ def run_to_compare(run_dir: Path, **fields: Any) -> tuple[dict[str, torch.Tensor
     return parameters(model), rows
 
 
-def test_the_same_seed_gives_bitwise_the_same_run(tmp_path: Path) -> None:
-    first = run_to_compare(tmp_path / "a")
-    second = run_to_compare(tmp_path / "b")
+@every_backend
+def test_the_same_seed_gives_bitwise_the_same_run(tmp_path: Path, backend: str) -> None:
+    first = run_to_compare(tmp_path / "a", backend=backend)
+    second = run_to_compare(tmp_path / "b", backend=backend)
     assert int(first[0]["gradient_updates"]) == 210
     assert same(first[0], second[0])
     assert first[1] == second[1]
-    other = run_to_compare(tmp_path / "c", seed=2)
+    other = run_to_compare(tmp_path / "c", backend=backend, seed=2)
     assert not torch.equal(other[0]["actor.layers.0.weight"], first[0]["actor.layers.0.weight"])
+
+
+def test_the_backends_make_the_same_run() -> None:
+    """Forty updates: after many, the task enlarges what the backends round differently."""
+    fused, reference = (parameters(small(backend=backend).learn(80)) for backend in BACKENDS)
+    assert int(fused["gradient_updates"]) == 40
+    for name, value in reference.items():
+        torch.testing.assert_close(fused[name], value, rtol=1e-3, atol=1e-5)
 
 
 def test_evaluating_does_not_change_the_run(tmp_path: Path) -> None:
@@ -294,8 +306,9 @@ def test_another_failure_is_recorded_too(tmp_path: Path, monkeypatch: pytest.Mon
     assert checkpoint.find(tmp_path)
 
 
-def test_save_and_load_keep_everything_but_the_replay(tmp_path: Path) -> None:
-    model = small(env_id="HalfCheetah-v5", alpha=0.2).learn(120)
+@every_backend
+def test_save_and_load_keep_everything_but_the_replay(tmp_path: Path, backend: str) -> None:
+    model = small(env_id="HalfCheetah-v5", alpha=0.2, backend=backend).learn(120)
     model.save(tmp_path / "model")
     loaded = SAC.load(tmp_path / "model", num_envs=2)
     assert same(parameters(loaded), parameters(model))
@@ -304,6 +317,17 @@ def test_save_and_load_keep_everything_but_the_replay(tmp_path: Path) -> None:
     observation = np.random.default_rng(0).standard_normal((5, 17))
     np.testing.assert_array_equal(loaded.predict(observation), model.predict(observation))
     assert len(loaded.replay) == 0
+
+
+@pytest.mark.parametrize(("first", "second"), [BACKENDS, BACKENDS[::-1]])
+def test_a_model_of_one_backend_loads_and_goes_on_in_the_other(tmp_path: Path, first: str, second: str) -> None:
+    model = small(backend=first).learn(120)
+    model.save(tmp_path / "model")
+    loaded = SAC.load(tmp_path / "model", backend=second)
+    assert (model.train_config.backend, loaded.train_config.backend) == (first, second)
+    assert type(loaded.learner) is not type(model.learner)
+    assert same(parameters(loaded), parameters(model))
+    assert loaded.learn(60).learner.gradient_updates == 80 + 20
 
 
 def test_a_loaded_model_refills_the_replay_by_acting_and_then_learns(tmp_path: Path) -> None:
@@ -401,6 +425,7 @@ def test_updates_run_with_the_threads_asked_for(monkeypatch: pytest.MonkeyPatch)
     assert threads == {"update": {2}, "act": {1}}
 
 
+@every_backend
 @pytest.mark.parametrize(
     "fields",
     [
@@ -411,8 +436,8 @@ def test_updates_run_with_the_threads_asked_for(monkeypatch: pytest.MonkeyPatch)
     ],
     ids=lambda fields: next(iter(fields)),
 )
-def test_the_variants_run(fields: dict[str, Any], tmp_path: Path) -> None:
-    model = small(run_dir=tmp_path, evaluation_episodes=1, **fields).learn(80)
+def test_the_variants_run(fields: dict[str, Any], tmp_path: Path, backend: str) -> None:
+    model = small(run_dir=tmp_path, evaluation_episodes=1, backend=backend, **fields).learn(80)
     assert model.learner.gradient_updates == 40
     assert math.isfinite(read_summary(tmp_path)["eval_return_mean"])
     assert same(parameters(SAC.load(tmp_path)), parameters(model))

@@ -30,8 +30,11 @@ constexpr int kTileRows = kVectorBytes == 64 ? 14 : 6;
 template <>
 constexpr int kTileRows<double> = 4;  // serves tests
 
-// Rows worked on while their activations stay in the second-level cache, and the right-hand panels pass by.
-constexpr std::int64_t kRowBlock = 128;
+// Bytes that may stay in a second-level cache beside what passes through it.
+constexpr std::int64_t kStaysInCache = 512 << 10;
+
+// How far ahead of the product its right-hand panel is called into the first-level cache.
+constexpr std::int64_t kRowsAhead = 16;
 
 template <class T>
 constexpr std::int64_t panel_count(std::int64_t cols) {
@@ -49,6 +52,7 @@ struct Panels {
   std::int64_t stride;  // elements from one panel to the next
 
   T* panel(std::int64_t index) const { return data + index * stride; }
+  Panels from_row(std::int64_t first) const { return {data + first * kPanel<T>, stride}; }
   T* row(std::int64_t panel_index, std::int64_t row) const { return panel(panel_index) + row * kPanel<T>; }
   T& at(std::int64_t row, std::int64_t col) const {
     return data[col / kPanel<T> * stride + row * kPanel<T> + col % kPanel<T>];
@@ -71,17 +75,31 @@ struct Tile {
   template <bool kTransposed>
   SACFAST_HD void add(const T* left, const T* right, std::int64_t count) {
     constexpr std::int64_t panel = kPanel<T>, lanes = kLanes<T>;
+    // Two pointers, each amid the rows it serves: so the offsets are short enough for the instructions' short form,
+    // without which their decoding, not the arithmetic, sets the pace.
+    const T* low = kTransposed ? left : left + 4 * panel;
+    const T* high = kTransposed ? left : left + 12 * panel;
+#if defined(__GNUC__)
+    asm("" : "+r"(low));
+    asm("" : "+r"(high));
+#endif
+#pragma GCC unroll 2
     for (std::int64_t k = 0; k < count; ++k) {
       V columns[kVectors];
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) columns[v] = load<V>(right + v * lanes);
+      if constexpr (!kTransposed) {
+        for (int v = 0; v < kVectors; ++v) __builtin_prefetch(right + kRowsAhead * panel + v * lanes);
+      }
 #pragma GCC unroll 16
       for (int row = 0; row < kRows; ++row) {
-        const V factor = broadcast<V>(left[kTransposed ? row : row * panel]);
+        const V factor =
+            broadcast<V>(kTransposed ? low[row] : (row < 8 ? low[(row - 4) * panel] : high[(row - 12) * panel]));
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) sum[row][v] += factor * columns[v];
       }
-      left += kTransposed ? panel : 1;
+      low += kTransposed ? panel : 1;
+      if (!kTransposed) high += 1;
       right += panel;
     }
   }
@@ -112,22 +130,26 @@ SACFAST_HD void with_constant(std::int64_t count, Body body) {
 template <class Body>
 SACFAST_HD void for_each_piece(std::int64_t begin, std::int64_t end, std::int64_t most, Body body) {
   const std::int64_t pieces = (end - begin + most - 1) / most;
-  for (std::int64_t piece = 0; piece < pieces; ++piece) {
-    const std::int64_t first = begin + (end - begin) * piece / pieces;
-    body(first, begin + (end - begin) * (piece + 1) / pieces - first);
+  if (pieces == 0) return;
+  const std::int64_t size = (end - begin) / pieces;
+  std::int64_t larger = end - begin - size * pieces;  // of one more
+  for (std::int64_t first = begin; first < end;) {
+    const std::int64_t count = size + (larger > 0 ? 1 : 0);
+    --larger;
+    body(first, count);
+    first += count;
   }
 }
 
 // One tile of multiply_rows: out of line, so that its registers are its own.
 template <class T, int kRows, int kVectors, class Finish>
 __attribute__((noinline)) void multiply_tile(Panels<const T> left, std::int64_t row, std::int64_t depth, const T* right,
-                                             const T* start, std::int64_t panel, const Finish& finish) {
+                                             const T* start, std::int64_t panel, const Finish finish) {
   Tile<T, kRows, kVectors> tile;
   tile.fill(start);
   for (std::int64_t k = 0, part = 0; k < depth; k += kPanel<T>, ++part) {
     const std::int64_t left_over = depth - k;
-    tile.template add<false>(left.row(part, row), right + k * kPanel<T>,
-                             left_over < kPanel<T> ? left_over : kPanel<T>);
+    tile.template add<false>(left.row(part, row), right + k * kPanel<T>, left_over < kPanel<T> ? left_over : kPanel<T>);
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
@@ -136,23 +158,27 @@ __attribute__((noinline)) void multiply_tile(Panels<const T> left, std::int64_t 
   }
 }
 
-// For rows [begin, end) and every column of `right` [depth, cols]: calls finish(row, panel, column in it, vector) with
-// the product left * right, plus the row that follows `right` in each of its panels when `biased`.
+// For `rows` rows and every column of `right` [depth, cols]: calls finish(row, panel, column in it, vector) with the
+// product left * right, plus the row that follows `right` in each of its panels when `kBiased`.
 template <bool kBiased, class T, class Finish>
-void multiply_rows(Panels<const T> left, std::int64_t begin, std::int64_t end, std::int64_t depth,
-                   Panels<const T> right, std::int64_t cols, const Finish& finish) {
-  for_each_piece(begin, end, kRowBlock, [&](std::int64_t block, std::int64_t block_rows) {
+void multiply_rows(Panels<const T> left, std::int64_t rows, std::int64_t depth, Panels<const T> right,
+                   std::int64_t cols, const Finish& finish) {
+  // A tile's rows stay in the first-level cache while all of `right` passes by, from the second-level cache; a `right`
+  // that does not fit there passes by once for all rows.
+  const std::int64_t right_bytes = panel_count<T>(cols) * right.stride * static_cast<std::int64_t>(sizeof(T));
+  const std::int64_t rows_at_once = right_bytes <= kStaysInCache ? kTileRows<T> : rows;
+  for_each_piece(0, rows, rows_at_once, [&](std::int64_t first, std::int64_t count) {
     for (std::int64_t panel = 0; panel < panel_count<T>(cols); ++panel) {
       const T* weights = right.panel(panel);
       const T* start = kBiased ? weights + depth * kPanel<T> : nullptr;
       const bool narrow = cols - panel * kPanel<T> <= kLanes<T>;
-      for_each_piece(block, block + block_rows, kTileRows<T>, [&](std::int64_t row, std::int64_t rows) {
-        with_constant<kTileRows<T>>(rows, [&](auto constant) {
-          constexpr int tile_rows = decltype(constant)::value;
+      for_each_piece(first, first + count, kTileRows<T>, [&](std::int64_t row, std::int64_t tile_rows) {
+        with_constant<kTileRows<T>>(tile_rows, [&](auto constant) {
+          constexpr int constant_rows = decltype(constant)::value;
           if (narrow) {
-            multiply_tile<T, tile_rows, 1>(left, row, depth, weights, start, panel, finish);
+            multiply_tile<T, constant_rows, 1>(left, row, depth, weights, start, panel, finish);
           } else {
-            multiply_tile<T, tile_rows, 2>(left, row, depth, weights, start, panel, finish);
+            multiply_tile<T, constant_rows, 2>(left, row, depth, weights, start, panel, finish);
           }
         });
       });
@@ -160,42 +186,51 @@ void multiply_rows(Panels<const T> left, std::int64_t begin, std::int64_t end, s
   });
 }
 
-// One tile of multiply_columns, written to `out` [kRows, kPanel].
+// One tile of multiply_columns, written to `sums` [kRows, kPanel], or added to it.
 template <class T, int kRows, int kVectors>
-__attribute__((noinline)) void multiply_transposed_tile(const T* left, const T* right, std::int64_t depth, T* out) {
+__attribute__((noinline)) void multiply_transposed_tile(const T* left, const T* right, std::int64_t depth, bool adds,
+                                                        T* sums) {
   Tile<T, kRows, kVectors> tile;
   tile.fill(nullptr);
   tile.template add<true>(left, right, depth);
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) store(out + r * kPanel<T> + v * kLanes<T>, tile.sum[r][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      T* out = sums + r * kPanel<T> + v * kLanes<T>;
+      store(out, adds ? VectorOf<T>(load<VectorOf<T>>(out) + tile.sum[r][v]) : tile.sum[r][v]);
+    }
   }
 }
 
-// For every column i < count of `left` [depth, count] and one panel of `right` [depth, :]: calls before(first, rows)
-// ahead of a tile, and then finish(first, rows, sums) with sums [rows, kPanel] of left[row, i] * right[row, :], i from
-// `first`. Of a narrow panel only the first vector has columns; the other sums are not set.
-template <class T, class Before, class Finish>
+// Rows summed in one go by multiply_columns: both operands' panels of so many rows stay in the second-level cache.
+constexpr std::int64_t kDepthBlock = 512;
+
+// For every column i < count of `left` [depth, count] and one panel of `right` [depth, :]: calls
+// finish(first, rows, sums) with sums [rows, kPanel] of left[row, i] * right[row, :], i from `first`. Of a narrow panel
+// only the first vector has columns; the other sums are not set. `scratch` holds [count, kPanel].
+template <class T, class Finish>
 void multiply_columns(Panels<const T> left, std::int64_t count, std::int64_t depth, const T* right, bool narrow,
-                      const Before& before, const Finish& finish) {
-  for (std::int64_t panel = 0; panel < panel_count<T>(count); ++panel) {
-    const std::int64_t end = count < (panel + 1) * kPanel<T> ? count : (panel + 1) * kPanel<T>;
-    for_each_piece(panel * kPanel<T>, end, kTileRows<T>, [&](std::int64_t first, std::int64_t rows) {
-      alignas(64) T sums[kTileRows<T> * kPanel<T>];
-      before(first, rows);
-      const T* columns = left.panel(panel) + first % kPanel<T>;
-      with_constant<kTileRows<T>>(rows, [&](auto constant) {
-        constexpr int tile_rows = decltype(constant)::value;
-        if (narrow) {
-          multiply_transposed_tile<T, tile_rows, 1>(columns, right, depth, sums);
-        } else {
-          multiply_transposed_tile<T, tile_rows, 2>(columns, right, depth, sums);
-        }
+                      T* scratch, const Finish& finish) {
+  for_each_piece(0, depth, kDepthBlock, [&](std::int64_t row, std::int64_t rows) {
+    for (std::int64_t panel = 0; panel < panel_count<T>(count); ++panel) {
+      const std::int64_t end = count < (panel + 1) * kPanel<T> ? count : (panel + 1) * kPanel<T>;
+      for_each_piece(panel * kPanel<T>, end, kTileRows<T>, [&](std::int64_t first, std::int64_t tile_rows) {
+        const T* columns = left.row(panel, row) + first % kPanel<T>;
+        T* sums = scratch + (rows == depth ? 0 : first * kPanel<T>);
+        with_constant<kTileRows<T>>(tile_rows, [&](auto constant) {
+          constexpr int constant_rows = decltype(constant)::value;
+          const T* panel_rows = right + row * kPanel<T>;
+          if (narrow) {
+            multiply_transposed_tile<T, constant_rows, 1>(columns, panel_rows, rows, row > 0, sums);
+          } else {
+            multiply_transposed_tile<T, constant_rows, 2>(columns, panel_rows, rows, row > 0, sums);
+          }
+        });
+        if (row + rows == depth) finish(first, tile_rows, sums);
       });
-      finish(first, rows, sums);
-    });
-  }
+    }
+  });
 }
 
 // The sum over `depth` rows of one vector of a panel, each row multiplied by its weight if there are weights.

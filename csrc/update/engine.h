@@ -90,7 +90,7 @@ class UpdateEngine {
   virtual std::vector<PhaseTime> profile() = 0;
 };
 
-#define SACFAST_ENGINE_CPU(T)                                                                               \
+#define SACFAST_ENGINE_CPU(T) \
   SACFAST_DECLARE_CPU(void make_engine(const UpdateSettings& settings, std::unique_ptr<UpdateEngine<T>>& engine))
 SACFAST_ENGINE_CPU(float)
 SACFAST_ENGINE_CPU(double)

@@ -111,9 +111,9 @@ class CpuEngine final : public UpdateEngine<T> {
 
 }  // namespace
 
-#define SACFAST_DEFINE(T)                                                                          \
-  void make_engine(const UpdateSettings& settings, std::unique_ptr<UpdateEngine<T>>& engine) {     \
-    engine = std::make_unique<CpuEngine<T>>(settings);                                             \
+#define SACFAST_DEFINE(T)                                                                      \
+  void make_engine(const UpdateSettings& settings, std::unique_ptr<UpdateEngine<T>>& engine) { \
+    engine = std::make_unique<CpuEngine<T>>(settings);                                         \
   }
 SACFAST_DEFINE(float)
 SACFAST_DEFINE(double)

@@ -24,8 +24,7 @@ struct MlpShape {
   std::int64_t parameters = 0;  // without the padding
 
   MlpShape() = default;
-  MlpShape(std::int64_t inputs, const std::vector<std::int64_t>& hidden_sizes, std::int64_t outputs,
-           bool scalar_head) {
+  MlpShape(std::int64_t inputs, const std::vector<std::int64_t>& hidden_sizes, std::int64_t outputs, bool scalar_head) {
     std::vector<std::int64_t> sizes = {inputs};
     sizes.insert(sizes.end(), hidden_sizes.begin(), hidden_sizes.end());
     sizes.push_back(outputs);
@@ -73,34 +72,33 @@ Panels<const T> readable(Panels<T> matrix) {
   return {matrix.data, matrix.stride};
 }
 
-// The outputs of the layers for B rows: of the hidden ones after the ReLU, and of the head in panels or as a vector.
+// The outputs of the layers: of the hidden ones after the ReLU, and of the head in panels or as a vector.
 template <class T>
 struct Activations {
   std::vector<Panels<T>> hidden;
   Panels<T> head{};
-  T* scalar = nullptr;  // [B]
+  T* scalar = nullptr;
 };
 
-// Rows [begin, end) of a product, written to `out`, through a ReLU for a hidden layer.
+// In all that follows, row 0 of a matrix is the first row of the block that is worked on.
+
+// A product of `rows` rows, written to `out`, through a ReLU for a hidden layer.
 template <bool kRelu, class T>
-void layer_forward(const Layer& layer, const T* parameters, Panels<const T> input, std::int64_t begin,
-                   std::int64_t end, Panels<T> out) {
+void layer_forward(const Layer& layer, const T* parameters, Panels<const T> input, std::int64_t rows, Panels<T> out) {
   using V = VectorOf<T>;
-  multiply_rows<true>(input, begin, end, layer.inputs, weight_of(layer, parameters), layer.outputs,
+  multiply_rows<true>(input, rows, layer.inputs, weight_of(layer, parameters), layer.outputs,
                       [out](std::int64_t row, std::int64_t panel, std::int64_t col, V sum) {
-                        const V zero{};
-                        // A NaN stays one: it fails the test.
-                        store(out.row(panel, row) + col, kRelu ? V(zero > sum ? zero : sum) : sum);
+                        // A NaN stays one.
+                        store(out.row(panel, row) + col, kRelu ? larger(V{}, sum) : sum);
                       });
 }
 
 template <class T>
-void scalar_forward(const Layer& layer, const T* parameters, Panels<const T> input, std::int64_t begin,
-                    std::int64_t end, T* out) {
+void scalar_forward(const Layer& layer, const T* parameters, Panels<const T> input, std::int64_t rows, T* out) {
   using V = VectorOf<T>;
   const T* weight = parameters + layer.offset;
   const T bias = weight[panel_elements<T>(1, layer.inputs)];
-  for (std::int64_t row = begin; row < end; ++row) {
+  for (std::int64_t row = 0; row < rows; ++row) {
     V first{}, second{};
     for (std::int64_t panel = 0; panel < panel_count<T>(layer.inputs); ++panel) {
       const T* values = input.row(panel, row);
@@ -111,18 +109,20 @@ void scalar_forward(const Layer& layer, const T* parameters, Panels<const T> inp
   }
 }
 
+// Hidden layer i is written to rows first_hidden_row ... of out.hidden[i], the head to rows first_head_row ...
 template <class T>
-void mlp_forward(const MlpShape<T>& shape, const T* parameters, Panels<const T> input, std::int64_t begin,
-                 std::int64_t end, const Activations<T>& out) {
+void mlp_forward(const MlpShape<T>& shape, const T* parameters, Panels<const T> input, std::int64_t rows,
+                 const Activations<T>& out, std::int64_t first_hidden_row, std::int64_t first_head_row) {
   for (std::size_t i = 0; i < shape.hidden(); ++i) {
-    layer_forward<true>(shape.layers[i], parameters, input, begin, end, out.hidden[i]);
-    input = readable(out.hidden[i]);
+    const Panels<T> hidden = out.hidden[i].from_row(first_hidden_row);
+    layer_forward<true>(shape.layers[i], parameters, input, rows, hidden);
+    input = readable(hidden);
   }
   const Layer& head = shape.layers.back();
   if (head.scalar) {
-    scalar_forward(head, parameters, input, begin, end, out.scalar);
+    scalar_forward(head, parameters, input, rows, out.scalar + first_head_row);
   } else {
-    layer_forward<false>(head, parameters, input, begin, end, out.head);
+    layer_forward<false>(head, parameters, input, rows, out.head.from_row(first_head_row));
   }
 }
 
@@ -140,19 +140,20 @@ SACFAST_HD VectorOf<T> where_active(VectorOf<T> gradient, const T* activation) {
   return load<V>(activation) > zero ? gradient : zero;
 }
 
-// From the gradient of a scalar head's output, gradient[row], to the deltas of the layer before it.
+// From the gradient of a scalar head's output, gradient[map[row]], to the deltas of the layer before it.
 template <class T>
-void scalar_backward(const Layer& head, const T* parameters, Panels<const T> activation, RowMap map,
-                     const T* gradient, std::int64_t begin, std::int64_t end, Panels<T> delta) {
+void scalar_backward(const Layer& head, const T* parameters, Panels<const T> activation, RowMap map, const T* gradient,
+                     std::int64_t rows, Panels<T> delta) {
   using V = VectorOf<T>;
   const T* weight = parameters + head.offset;
   for (std::int64_t panel = 0; panel < panel_count<T>(head.inputs); ++panel) {
-    for (std::int64_t col = 0; col < kPanel<T>; col += kLanes<T>) {
-      const V factor = load<V>(weight + panel * kPanel<T> + col);
-      for (std::int64_t row = begin; row < end; ++row) {
-        const V product = factor * broadcast<V>(gradient[map[row]]);
-        store(delta.row(panel, row) + col, where_active<T>(product, activation.row(panel, map[row]) + col));
-      }
+    const V first = load<V>(weight + panel * kPanel<T>), second = load<V>(weight + panel * kPanel<T> + kLanes<T>);
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const V factor = broadcast<V>(gradient[map[row]]);
+      const T* active = activation.row(panel, map[row]);
+      T* out = delta.row(panel, row);
+      store(out, where_active<T>(first * factor, active));
+      store(out + kLanes<T>, where_active<T>(second * factor, active + kLanes<T>));
     }
   }
 }
@@ -160,12 +161,11 @@ void scalar_backward(const Layer& head, const T* parameters, Panels<const T> act
 // From the deltas of a layer to those of the hidden layer before it; `transposed` is the weight [outputs, inputs].
 template <class T>
 void layer_backward(const Layer& layer, Panels<const T> transposed, Panels<const T> delta, Panels<const T> activation,
-                    RowMap map, std::int64_t begin, std::int64_t end, Panels<T> out) {
+                    RowMap map, std::int64_t rows, Panels<T> out) {
   using V = VectorOf<T>;
-  multiply_rows<false>(delta, begin, end, layer.outputs, transposed, layer.inputs,
+  multiply_rows<false>(delta, rows, layer.outputs, transposed, layer.inputs,
                        [=](std::int64_t row, std::int64_t panel, std::int64_t col, V sum) {
-                         store(out.row(panel, row) + col,
-                               where_active<T>(sum, activation.row(panel, map[row]) + col));
+                         store(out.row(panel, row) + col, where_active<T>(sum, activation.row(panel, map[row]) + col));
                        });
 }
 

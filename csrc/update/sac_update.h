@@ -1,8 +1,8 @@
 // One SAC gradient update, in the order that sacfast/reference.py documents and algorithm.md derives.
 //
-// This is the only place where the order stands. A Worker carries it out: on the CPU it is one of several threads, which
-// do each step for their own rows of the minibatch, or for their own share of the parameters, and meet where a step
-// needs what the others have done. x, a, r, x', terminated: the minibatch of B transitions; Q_i: the twin critics.
+// This is the only place where the order stands. A Worker carries it out: on the CPU it is one of several threads,
+// which do each step for their own rows of the minibatch, or for their own share of the parameters, and meet where a
+// step needs what the others have done. x, a, r, x', terminated: the minibatch of B transitions; Q_i: the twin critics.
 #pragma once
 
 #include "engine.h"
@@ -27,8 +27,6 @@ bool sac_update(Worker& worker, const UpdateSettings& settings) {
 
   // 2. Critics: one Adam step down sum_i mean (Q_i(x, a) - y)^2 (v1: half of it).
   worker.critics();
-  worker.critic_loss();
-  worker.critics_backward();
   if (!worker.critic_loss_is_finite()) return false;
   worker.step_critics();
   if (!worker.gradients_are_finite()) return false;

@@ -25,7 +25,12 @@ class Arena {
 
   template <class T>
   Panels<T> take_panels(std::int64_t rows, std::int64_t cols) {
-    return panels(take<T>(panel_elements<T>(rows, cols)), rows);
+    // Not a multiple of 4 KiB from panel to panel: a tile of rows would find all its panels in the same few sets of the
+    // first-level cache.
+    const std::int64_t period = 4096 / (kPanel<T> * static_cast<std::int64_t>(sizeof(T)));
+    const std::int64_t spread = rows / period * period + kTileRows<T> + (rows % period > kTileRows<T> ? period : 0);
+    const std::int64_t padded = rows < period ? rows : spread;
+    return panels(take<T>(panel_elements<T>(padded, cols)), padded);
   }
 
   // Reserves what was taken so far, and starts from the beginning.
@@ -89,21 +94,19 @@ struct UpdateState {
   int now = 0;         // which buffer of each pair counts
   int now_target = 0;  // the same for targets, which do not move with every update
 
-  Panels<T> stored, next, current;  // the critics' inputs [B, O + A]: (x, a), (x', a'), (x, a~)
-  T *reward, *terminated;           // [B]
-  T *next_log_prob, *log_prob;      // [B]
-  T *next_q1, *next_q2;             // [B]; v1: V'(x') twice
-  T *target, *soft_value;           // [B]: y and v
-  T *next_noise, *noise;            // [B, A]
-  T* action_gradient;               // [B, A]
-  std::int32_t* row_list;           // [B]: each thread's rows of one critic's way back
-  Activations<T> scratch;           // of the networks that learn nothing from them
+  Panels<T> stored, next, current;   // the critics' inputs [B, O + A]: (x, a), (x', a'), (x, a~)
+  T *reward, *terminated;            // [B]
+  T *next_log_prob, *log_prob;       // [B]
+  T *next_q1, *next_q2;              // [B]; v1: V'(x') twice
+  T *target, *soft_value;            // [B]: y and v
+  T *next_noise, *noise;             // [B, A]
+  T* action_gradient;                // [B, A]
+  std::int32_t* row_list;            // [B]: each thread's rows of one critic's way back
+  Activations<T> scratch;            // of a network that learns nothing from them
+  Activations<T> target_scratch[2];  // the same memory, but for the heads: next_q1 and next_q2
 
   explicit UpdateState(const UpdateSettings& wanted)
-      : settings(wanted),
-        batch(wanted.batch_size),
-        observations(wanted.observation_dim),
-        actions(wanted.action_dim) {
+      : settings(wanted), batch(wanted.batch_size), observations(wanted.observation_dim), actions(wanted.action_dim) {
     const std::int64_t pair = observations + actions;
     network(Network::kActor).shape = {observations, settings.hidden_sizes, 2 * actions, false};
     for (const Network critic : {Network::kQ1, Network::kQ2}) {
@@ -120,8 +123,18 @@ struct UpdateState {
   const LearnedNetwork<T>& network(Network name) const { return networks[static_cast<int>(name)]; }
 
   T* part(Network name, Part part) const { return network(name).parts[static_cast<int>(part)][buffer(part, false)]; }
-  T* next_part(Network name, Part part) const { return network(name).parts[static_cast<int>(part)][buffer(part, true)]; }
+  T* next_part(Network name, Part part) const {
+    return network(name).parts[static_cast<int>(part)][buffer(part, true)];
+  }
   bool has(Network name, Part part) const { return network(name).parts[static_cast<int>(part)][0] != nullptr; }
+
+  std::int64_t widest_input() const {
+    std::int64_t widest = 0;
+    for (const LearnedNetwork<T>& each : networks) {
+      for (const Layer& layer : each.shape.layers) widest = layer.inputs > widest ? layer.inputs : widest;
+    }
+    return widest;
+  }
 
   // Brings the transposed weights in line with the parameters that count.
   void transpose_all() {
@@ -153,6 +166,9 @@ struct UpdateState {
     for (T** matrix : {&next_noise, &noise, &action_gradient}) *matrix = arena_.take<T>(batch * actions);
     row_list = arena_.take<std::int32_t>(batch);
     scratch = lay_out_activations();
+    for (Activations<T>& each : target_scratch) each = scratch;
+    target_scratch[0].scalar = next_q1;
+    target_scratch[1].scalar = next_q2;
   }
 
   void lay_out_network(Network name) {

@@ -97,7 +97,8 @@ class Engine {
   void write(const std::string& network, const std::string& part, const Array<T>& from) {
     const Network which = network_of(network);
     const Part what = part_of(which, part);
-    engine_->write(which, what, checked(part.c_str(), from, {static_cast<py::ssize_t>(engine_->parameter_count(which))}));
+    engine_->write(which, what,
+                   checked(part.c_str(), from, {static_cast<py::ssize_t>(engine_->parameter_count(which))}));
   }
 
   UpdateCounters& counters() { return engine_->counters(); }
@@ -160,9 +161,8 @@ PYBIND11_MODULE(_C, module) {
 
   py::class_<UpdateSettings> settings(module, "UpdateSettings");
   settings.def(py::init<>())
-      .def_property(
-          "log_std_bounding", nullptr,
-          [](UpdateSettings& self, const std::string& name) { self.log_std_bounding = bounding_of(name); });
+      .def_property("log_std_bounding", nullptr,
+                    [](UpdateSettings& self, const std::string& name) { self.log_std_bounding = bounding_of(name); });
 #define SACFAST_FIELD(name) settings.def_readwrite(#name, &UpdateSettings::name)
   SACFAST_FIELD(observation_dim);
   SACFAST_FIELD(action_dim);
@@ -206,7 +206,10 @@ PYBIND11_MODULE(_C, module) {
             self.noise_offset = static_cast<std::uint64_t>(state.second);
           })
       .def_property(
-          "adam_steps", [](const UpdateCounters& self) { return std::vector<std::int64_t>(self.adam_steps, self.adam_steps + kNetworks); },
+          "adam_steps",
+          [](const UpdateCounters& self) {
+            return std::vector<std::int64_t>(self.adam_steps, self.adam_steps + kNetworks);
+          },
           [](UpdateCounters& self, const std::array<std::int64_t, kNetworks>& steps) {
             std::copy(steps.begin(), steps.end(), self.adam_steps);
           });

@@ -20,8 +20,7 @@ enum class Phase : int {
   kGather,
   kNextAction,
   kTarget,
-  kCriticForward,
-  kCriticBackward,
+  kCritics,
   kCriticStep,
   kAction,
   kCriticOfAction,
@@ -31,13 +30,14 @@ enum class Phase : int {
   kActorStep,
   kWaiting
 };
-constexpr int kPhases = 13;
+constexpr int kPhases = 12;
 constexpr const char* kPhaseNames[kPhases] = {
-    "gather the minibatch",         "actor on x', a'",      "target critics, y",
-    "critics forward, loss",        "critics backward",     "critics' gradient, Adam",
-    "actor on x, a~",               "critics on (x, a~)",   "value network",
-    "critics' gradient of a~",      "actor backward",       "actor's gradient, Adam",
-    "waiting for other threads"};
+    "gather the minibatch",     "actor on x', a'", "target critics, y",       "critics forward, backward",
+    "critics' gradients, Adam", "actor on x, a~",  "critics on (x, a~)",      "value network",
+    "critics' gradients of a~", "actor backward",  "actor's gradients, Adam", "waiting for other threads"};
+
+// Rows worked on together: what a network makes of them stays in the second-level cache, beside its weights.
+constexpr std::int64_t kRowBlock = 70;
 
 // A panel of a layer (or a whole scalar layer), whose gradient and optimiser step one thread does.
 struct Unit {
@@ -117,7 +117,8 @@ class Worker {
         settings_(job.state.settings),
         thread_(thread),
         begin_(s_.batch * thread / job.threads),
-        end_(s_.batch * (thread + 1) / job.threads) {}
+        end_(s_.batch * (thread + 1) / job.threads),
+        scratch_(static_cast<std::size_t>(s_.widest_input() * kPanel<T>)) {}
 
   bool profiling = false;
   double seconds[kPhases] = {};
@@ -130,6 +131,8 @@ class Worker {
     const std::int64_t width = 2 * s_.observations + s_.actions + 2, pair = s_.observations + s_.actions;
     const std::int64_t* index = job_.work->index + job_.step * s_.batch;
     for (std::int64_t row = begin_; row < end_; ++row) {
+      // Rows lie anywhere in a buffer that no cache holds.
+      if (row + kRowsAhead < end_) prefetch(job_.work->rows + index[row + kRowsAhead] * width, width);
       const float* from = job_.work->rows + index[row] * width;
       copy_row(from, pair, s_.stored, row);
       copy_row(from, s_.observations, s_.current, row);
@@ -144,19 +147,21 @@ class Worker {
   void next_action() {
     start(Phase::kNextAction);
     LearnedNetwork<T>& actor = s_.network(Network::kActor);
-    forward(actor.shape, now(Network::kActor), s_.next, s_.scratch);
+    for_each_block([&](std::int64_t row, std::int64_t rows) {
+      forward(actor.shape, now(Network::kActor), s_.next, row, rows, s_.scratch, begin_);
+    });
     act(s_.scratch.head, job_.work->next_noise, 0, s_.next_noise, s_.next, s_.next_log_prob);
   }
 
   void target_critics() {
     start(Phase::kTarget);
-    target_forward(Network::kQ1, s_.next_q1);
-    target_forward(Network::kQ2, s_.next_q2);
+    target_forward(Network::kQ1, s_.target_scratch[0]);
+    target_forward(Network::kQ2, s_.target_scratch[1]);
   }
 
   void target_value() {
     start(Phase::kTarget);
-    target_forward(Network::kValue, s_.next_q1);
+    target_forward(Network::kValue, s_.target_scratch[0]);
     for (std::int64_t row = begin_; row < end_; ++row) {
       s_.next_q2[row] = s_.next_q1[row];
       s_.next_log_prob[row] = 0;
@@ -173,29 +178,19 @@ class Worker {
 
   // ---- 2 --------------------------------------------------------------------------------------------------------
 
+  // Forward and backward for one block of rows after the other, while its activations are in the cache.
   void critics() {
-    start(Phase::kCriticForward);
-    for (const Network critic : kCritics) {
-      LearnedNetwork<T>& each = s_.network(critic);
-      forward(each.shape, now(critic), s_.stored, each.activations);
-    }
-  }
-
-  void critic_loss() {
+    start(Phase::kCritics);
     const T factor = static_cast<T>((settings_.value_network ? 1.0 : 2.0) / static_cast<double>(s_.batch));
     for (const Network critic : kCritics) {
       LearnedNetwork<T>& each = s_.network(critic);
-      for (std::int64_t row = begin_; row < end_; ++row) {
-        each.scalar_delta[row] = factor * (each.activations.scalar[row] - s_.target[row]);
-      }
-    }
-  }
-
-  void critics_backward() {
-    start(Phase::kCriticBackward);
-    for (const Network critic : kCritics) {
-      LearnedNetwork<T>& each = s_.network(critic);
-      scalar_network_backward(each, now(critic), RowMap{}, begin_, end_);
+      for_each_block([&](std::int64_t row, std::int64_t rows) {
+        forward(each.shape, now(critic), s_.stored, row, rows, each.activations, row);
+        for (std::int64_t i = row; i < row + rows; ++i) {
+          each.scalar_delta[i] = factor * (each.activations.scalar[i] - s_.target[i]);
+        }
+        scalar_network_backward(each, now(critic), row, rows);
+      });
     }
   }
 
@@ -234,7 +229,9 @@ class Worker {
   void action() {
     start(Phase::kAction);
     LearnedNetwork<T>& actor = s_.network(Network::kActor);
-    forward(actor.shape, now(Network::kActor), s_.current, actor.activations);
+    for_each_block([&](std::int64_t row, std::int64_t rows) {
+      forward(actor.shape, now(Network::kActor), s_.current, row, rows, actor.activations, row);
+    });
     const std::uint64_t after = settings_.value_network || job_.work->next_noise != nullptr ? 0 : 1;
     act(actor.activations.head, job_.work->noise, after, s_.noise, s_.current, s_.log_prob);
   }
@@ -243,7 +240,9 @@ class Worker {
     start(Phase::kCriticOfAction);
     for (const Network critic : kCritics) {
       LearnedNetwork<T>& each = s_.network(critic);
-      forward(each.shape, s_.next_part(critic, Part::kParameters), s_.current, each.activations);
+      for_each_block([&](std::int64_t row, std::int64_t rows) {
+        forward(each.shape, s_.next_part(critic, Part::kParameters), s_.current, row, rows, each.activations, row);
+      });
     }
   }
 
@@ -266,12 +265,14 @@ class Worker {
   void value_backward() {
     start(Phase::kValue);
     LearnedNetwork<T>& value = s_.network(Network::kValue);
-    forward(value.shape, now(Network::kValue), s_.current, value.activations);
     const T factor = static_cast<T>(1.0 / static_cast<double>(s_.batch));
-    for (std::int64_t row = begin_; row < end_; ++row) {
-      value.scalar_delta[row] = factor * (value.activations.scalar[row] - s_.soft_value[row]);
-    }
-    scalar_network_backward(value, now(Network::kValue), RowMap{}, begin_, end_);
+    for_each_block([&](std::int64_t row, std::int64_t rows) {
+      forward(value.shape, now(Network::kValue), s_.current, row, rows, value.activations, row);
+      for (std::int64_t i = row; i < row + rows; ++i) {
+        value.scalar_delta[i] = factor * (value.activations.scalar[i] - s_.soft_value[i]);
+      }
+      scalar_network_backward(value, now(Network::kValue), row, rows);
+    });
   }
 
   // Only the critic that gave the minimum passes a gradient on, so each is walked back for its own rows alone.
@@ -284,11 +285,12 @@ class Worker {
       for (std::int64_t row = begin_; row < end_; ++row) {
         if (each.scalar_delta[row] != 0) s_.row_list[begin_ + count++] = static_cast<std::int32_t>(row);
       }
-      // The map is indexed by the row of the deltas, which start at this thread's first.
-      const RowMap map{s_.row_list};
       const T* parameters = s_.next_part(critic, Part::kParameters);
-      scalar_network_backward(each, parameters, map, begin_, begin_ + count);
-      input_gradient(each, parameters, map, begin_, begin_ + count);
+      for_each_piece(0, count, kRowBlock, [&](std::int64_t first, std::int64_t rows) {
+        const RowMap map{s_.row_list + begin_ + first};
+        scalar_network_backward(each, parameters, begin_ + first, rows, map);
+        input_gradient(each, parameters, map, begin_ + first, rows);
+      });
     }
   }
 
@@ -296,15 +298,13 @@ class Worker {
     start(Phase::kActorBackward);
     LearnedNetwork<T>& actor = s_.network(Network::kActor);
     with_bounding([&](auto kind) { head_backward<decltype(kind)::value>(actor.activations.head, actor.head_delta); });
-    Panels<const T> delta = readable(actor.head_delta);
-    for (std::size_t layer = actor.shape.hidden(); layer > 0; --layer) {
-      const Layer& shape = actor.shape.layers[layer];
-      const Panels<T> out = actor.deltas[layer - 1];
-      layer_backward(shape, readable(actor.transposed[layer]), delta, readable(actor.activations.hidden[layer - 1]),
-                     RowMap{}, begin_, end_, out);
-      count_flop(end_ - begin_, shape.inputs * shape.outputs);
-      delta = readable(out);
-    }
+    for_each_block([&](std::int64_t row, std::int64_t rows) {
+      Panels<const T> delta = readable(actor.head_delta.from_row(row));
+      for (std::size_t layer = actor.shape.hidden(); layer > 0; --layer) {
+        delta = hidden_backward(actor, layer, delta, actor.activations.hidden[layer - 1].from_row(row), RowMap{}, row,
+                                rows);
+      }
+    });
   }
 
   bool policy_losses_are_finite() {
@@ -368,48 +368,69 @@ class Worker {
 
   T* now(Network network) { return s_.part(network, Part::kParameters); }
 
-  void forward(const MlpShape<T>& shape, const T* parameters, Panels<T> input, const Activations<T>& out) {
-    mlp_forward(shape, parameters, readable(input), begin_, end_, out);
-    for (const Layer& layer : shape.layers) count_flop(end_ - begin_, layer.inputs * layer.outputs);
+  // Calls body(first row, rows) for my rows, in blocks whose activations stay in the second-level cache.
+  template <class Body>
+  void for_each_block(const Body& body) {
+    for_each_piece(begin_, end_, kRowBlock, body);
   }
 
-  void target_forward(Network network, T* out) {
-    Activations<T> activations = s_.scratch;
-    activations.scalar = out;
-    forward(s_.network(network).shape, s_.part(network, Part::kTarget), s_.next, activations);
+  // Rows [row, row + rows) of the input; the hidden layers go to rows from `hidden_row` on, the head to `row`.
+  void forward(const MlpShape<T>& shape, const T* parameters, Panels<T> input, std::int64_t row, std::int64_t rows,
+               const Activations<T>& out, std::int64_t hidden_row) {
+    mlp_forward(shape, parameters, readable(input.from_row(row)), rows, out, hidden_row, row);
+    for (const Layer& layer : shape.layers) count_flop(rows, layer.inputs * layer.outputs);
   }
 
-  // From scalar_delta to the deltas of all hidden layers, for delta rows [begin, end) that belong to rows map[...].
-  void scalar_network_backward(LearnedNetwork<T>& each, const T* parameters, RowMap map, std::int64_t begin,
-                               std::int64_t end) {
+  void target_forward(Network network, const Activations<T>& out) {
+    for_each_block([&](std::int64_t row, std::int64_t rows) {
+      forward(s_.network(network).shape, s_.part(network, Part::kTarget), s_.next, row, rows, out, begin_);
+    });
+  }
+
+  // From scalar_delta to the deltas of all hidden layers, for rows [row, row + rows); with a map for delta rows from
+  // there on that belong to the rows map[...].
+  void scalar_network_backward(LearnedNetwork<T>& each, const T* parameters, std::int64_t row, std::int64_t rows,
+                               RowMap map = {}) {
     const std::size_t hidden = each.shape.hidden();
     if (hidden == 0) return;
-    scalar_backward(each.shape.layers[hidden], parameters, readable(each.activations.hidden[hidden - 1]), map,
-                    each.scalar_delta, begin, end, each.deltas[hidden - 1]);
+    const std::int64_t first = map.rows == nullptr ? row : 0;  // of the activations
+    const Panels<T> last = each.deltas[hidden - 1].from_row(row);
+    scalar_backward(each.shape.layers[hidden], parameters,
+                    readable(each.activations.hidden[hidden - 1].from_row(first)), map, each.scalar_delta + first, rows,
+                    last);
+    Panels<const T> delta = readable(last);
     for (std::size_t layer = hidden - 1; layer > 0; --layer) {
-      const Layer& shape = each.shape.layers[layer];
-      layer_backward(shape, readable(each.transposed[layer]), readable(each.deltas[layer]),
-                     readable(each.activations.hidden[layer - 1]), map, begin, end, each.deltas[layer - 1]);
-      count_flop(end - begin, shape.inputs * shape.outputs);
+      delta = hidden_backward(each, layer, delta, each.activations.hidden[layer - 1].from_row(first), map, row, rows);
     }
   }
 
+  // Through `layer` to the deltas of the hidden layer before it, which are returned.
+  Panels<const T> hidden_backward(LearnedNetwork<T>& each, std::size_t layer, Panels<const T> delta,
+                                  Panels<T> activation, RowMap map, std::int64_t row, std::int64_t rows) {
+    const Layer& shape = each.shape.layers[layer];
+    const Panels<T> out = each.deltas[layer - 1].from_row(row);
+    layer_backward(shape, readable(each.transposed[layer]), delta, readable(activation), map, rows, out);
+    count_flop(rows, shape.inputs * shape.outputs);
+    return readable(out);
+  }
+
   // Adds a critic's gradient with respect to its action inputs to action_gradient.
-  void input_gradient(LearnedNetwork<T>& each, const T* parameters, RowMap map, std::int64_t begin,
-                      std::int64_t end) {
+  void input_gradient(LearnedNetwork<T>& each, const T* parameters, RowMap map, std::int64_t delta_row,
+                      std::int64_t rows) {
     const Layer& first = each.shape.layers[0];
+    T* out = s_.action_gradient;
+    const std::int64_t actions = s_.actions;
     if (first.scalar) {
-      for (std::int64_t row = begin; row < end; ++row) {
-        for (std::int64_t col = 0; col < s_.actions; ++col) {
-          s_.action_gradient[map[row] * s_.actions + col] +=
-              each.scalar_delta[map[row]] * parameters[first.offset + s_.observations + col];
+      const T* weight = parameters + first.offset + s_.observations;
+      for (std::int64_t row = 0; row < rows; ++row) {
+        for (std::int64_t col = 0; col < actions; ++col) {
+          out[map[row] * actions + col] += each.scalar_delta[map[row]] * weight[col];
         }
       }
       return;
     }
-    T* out = s_.action_gradient;
-    const std::int64_t actions = s_.actions;
-    multiply_rows<false>(readable(each.deltas[0]), begin, end, first.outputs, readable(each.transposed[0]), actions,
+    multiply_rows<false>(readable(each.deltas[0].from_row(delta_row)), rows, first.outputs,
+                         readable(each.transposed[0]), actions,
                          [=](std::int64_t row, std::int64_t panel, std::int64_t col, V sum) {
                            T lanes[kLanes<T>];
                            store(lanes, sum);
@@ -418,7 +439,7 @@ class Worker {
                              out[map[row] * actions + at + i] += lanes[i];
                            }
                          });
-    count_flop(end - begin, first.outputs * actions);
+    count_flop(rows, first.outputs * actions);
   }
 
   // ---- Policy ---------------------------------------------------------------------------------------------------
@@ -447,9 +468,9 @@ class Worker {
     const V low = constant<V>(settings_.log_std_low), high = constant<V>(settings_.log_std_high);
     const bool deterministic = settings_.deterministic_policy;
     alignas(64) T mean[kScratch], log_std[kScratch], action[kScratch], log_probs[kScratch];
-    for_each_tile(begin_, end_, actions, [&](std::int64_t row, std::int64_t rows, std::int64_t, std::int64_t) {
-      const std::int64_t first = row * actions, count = rows * actions;
-      read_head(head, row, rows, mean, log_std);
+    for_each_tile(begin_, end_, actions, [&](std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
+      const std::int64_t first = row * actions + col, count = rows * cols;
+      read_head(head, row, rows, col, cols, mean, log_std);
       if (deterministic) {
         for (std::int64_t i = 0; i < count; ++i) noise[first + i] = 0;
       } else if (given_noise != nullptr) {
@@ -467,10 +488,10 @@ class Worker {
         vector.store(log_probs + i, drawn.log_prob);
       });
       for (std::int64_t r = 0; r < rows; ++r) {
-        T sum = 0;
-        for (std::int64_t col = 0; col < actions; ++col) {
-          into.at(row + r, s_.observations + col) = action[r * actions + col];
-          sum += log_probs[r * actions + col];
+        T sum = col == 0 ? T(0) : log_prob[row + r];
+        for (std::int64_t i = 0; i < cols; ++i) {
+          into.at(row + r, s_.observations + col + i) = action[r * cols + i];
+          sum += log_probs[r * cols + i];
         }
         log_prob[row + r] = sum;
       }
@@ -484,11 +505,11 @@ class Worker {
     const V grad_log_prob = constant<V>(static_cast<double>(alpha_) / static_cast<double>(s_.batch));
     const bool deterministic = settings_.deterministic_policy;
     alignas(64) T mean[kScratch], log_std[kScratch];
-    for_each_tile(begin_, end_, actions, [&](std::int64_t row, std::int64_t rows, std::int64_t, std::int64_t) {
-      const T* grad_action = s_.action_gradient + row * actions;
-      const T* noise = s_.noise + row * actions;
-      read_head(head, row, rows, mean, log_std);
-      for_each_vector<V>(rows * actions, [&](std::int64_t i, auto vector) {
+    for_each_tile(begin_, end_, actions, [&](std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
+      const T* grad_action = s_.action_gradient + row * actions + col;
+      const T* noise = s_.noise + row * actions + col;
+      read_head(head, row, rows, col, cols, mean, log_std);
+      for_each_vector<V>(rows * cols, [&](std::int64_t i, auto vector) {
         const V mu = vector.load(mean + i), grad = vector.load(grad_action + i);
         const LogStd<V> bounded = bound_log_std<kBounding>(vector.load(log_std + i), low, high);
         const MeanLogStdGrad<V> result =
@@ -498,21 +519,26 @@ class Worker {
         vector.store(log_std + i, V(result.log_std * bounded.slope));
       });
       for (std::int64_t r = 0; r < rows; ++r) {
-        for (std::int64_t col = 0; col < actions; ++col) {
-          delta.at(row + r, col) = mean[r * actions + col];
-          delta.at(row + r, actions + col) = log_std[r * actions + col];
+        for (std::int64_t i = 0; i < cols; ++i) {
+          delta.at(row + r, col + i) = mean[r * cols + i];
+          delta.at(row + r, actions + col + i) = log_std[r * cols + i];
         }
       }
     });
   }
 
-  void read_head(Panels<T> head, std::int64_t row, std::int64_t rows, T* mean, T* log_std) {
+  void read_head(Panels<T> head, std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols, T* mean,
+                 T* log_std) {
     for (std::int64_t r = 0; r < rows; ++r) {
-      for (std::int64_t col = 0; col < s_.actions; ++col) {
-        mean[r * s_.actions + col] = head.at(row + r, col);
-        log_std[r * s_.actions + col] = head.at(row + r, s_.actions + col);
+      for (std::int64_t i = 0; i < cols; ++i) {
+        mean[r * cols + i] = head.at(row + r, col + i);
+        log_std[r * cols + i] = head.at(row + r, s_.actions + col + i);
       }
     }
+  }
+
+  static void prefetch(const float* row, std::int64_t width) {
+    for (std::int64_t col = 0; col < width; col += 16) __builtin_prefetch(row + col);  // 64 bytes a line
   }
 
   static void copy_row(const float* from, std::int64_t count, Panels<T> to, std::int64_t row) {
@@ -533,7 +559,8 @@ class Worker {
     bool moves_target;
     T tau;
 
-    // For `rows` rows of a panel's gradient, parameters from `at` on. Returns zero, or NaN if a gradient was not finite.
+    // For `rows` rows of a panel's gradient, parameters from `at` on. Returns zero, or NaN if a gradient was not
+    // finite.
     V operator()(std::int64_t at, const T* gradients, std::int64_t rows, std::int64_t vectors) const {
       const Descent self = *this;  // stores cannot change a copy, so it stays in registers
       V bad{};
@@ -553,15 +580,6 @@ class Worker {
         }
       }
       return bad;
-    }
-
-    void prefetch(std::int64_t at, std::int64_t count) const {
-      for (std::int64_t i = at; i < at + count; i += 64 / static_cast<std::int64_t>(sizeof(T))) {
-        __builtin_prefetch(parameter + i);
-        __builtin_prefetch(exp_avg + i);
-        __builtin_prefetch(exp_avg_sq + i);
-        if (moves_target) __builtin_prefetch(target + i);
-      }
     }
   };
 
@@ -588,33 +606,26 @@ class Worker {
   void step(const Unit& unit, Panels<const T> network_input, Network optimizer, double lr) {
     LearnedNetwork<T>& each = s_.network(unit.network);
     const Layer& layer = each.shape.layers[unit.layer];
-    const Panels<const T> input =
-        unit.layer == 0 ? network_input : readable(each.activations.hidden[unit.layer - 1]);
+    const Panels<const T> input = unit.layer == 0 ? network_input : readable(each.activations.hidden[unit.layer - 1]);
     const Descent descend = descent(unit.network, optimizer, lr);
     if (layer.scalar) {
       step_scalar_layer(layer, input, each.scalar_delta, descend, unit);
     } else {
-      const Panels<T> delta =
-          unit.layer == each.shape.hidden() ? each.head_delta : each.deltas[unit.layer];
+      const Panels<T> delta = unit.layer == each.shape.hidden() ? each.head_delta : each.deltas[unit.layer];
       step_panel(layer, input, delta.panel(unit.panel), descend, unit);
       if (each.is_transposed(unit.layer)) each.transpose(descend.next_parameter, unit.layer, unit.panel);
     }
   }
 
-  void step_panel(const Layer& layer, Panels<const T> input, const T* delta, const Descent& descend,
-                  const Unit& unit) {
+  void step_panel(const Layer& layer, Panels<const T> input, const T* delta, const Descent& descend, const Unit& unit) {
     const std::int64_t cols = layer.outputs - unit.panel * kPanel<T>;
     const std::int64_t vectors = cols <= kLanes<T> ? 1 : 2;
     const std::int64_t block = layer.offset + unit.panel * (layer.inputs + 1) * kPanel<T>;
     V bad{};
-    multiply_columns(
-        input, layer.inputs, s_.batch, delta, vectors == 1,
-        [&](std::int64_t first, std::int64_t rows) {
-          descend.prefetch(block + first * kPanel<T>, rows * kPanel<T>);
-        },
-        [&](std::int64_t first, std::int64_t rows, const T* sums) {
-          bad += descend(block + first * kPanel<T>, sums, rows, vectors);
-        });
+    multiply_columns(input, layer.inputs, s_.batch, delta, vectors == 1, scratch_.data(),
+                     [&](std::int64_t first, std::int64_t rows, const T* sums) {
+                       bad += descend(block + first * kPanel<T>, sums, rows, vectors);
+                     });
     check(bad, unit, 0);
     alignas(64) T bias[kPanel<T>];
     for (std::int64_t col = 0; col < vectors * kLanes<T>; col += kLanes<T>) {
@@ -631,6 +642,10 @@ class Worker {
     for (std::int64_t panel = 0; panel < panel_count<T>(layer.inputs); ++panel) {
       for (std::int64_t col = 0; col < kPanel<T>; col += kLanes<T>) {
         store(gradient + col, sum_rows(input.panel(panel) + col, s_.batch, delta));
+      }
+      // The input may have further columns, which are not this network's.
+      for (std::int64_t col = std::min(layer.inputs - panel * kPanel<T>, kPanel<T>); col < kPanel<T>; ++col) {
+        gradient[col] = 0;
       }
       bad += descend(layer.offset + panel * kPanel<T>, gradient, 1, 2);
     }
@@ -717,6 +732,7 @@ class Worker {
   const UpdateSettings& settings_;
   const int thread_;
   const std::int64_t begin_, end_;  // my rows
+  std::vector<T> scratch_;          // a panel of a weight's gradient
   T alpha_ = 0;
   int phase_ = -1;
   Clock::time_point since_;

@@ -1,1 +1,1 @@
-"""Side-by-side measurements: `sacfast benchmark`. Contenders take turns in one process, in every round."""
+"""Side-by-side measurements: `sacfast benchmark`. Contenders take turns in every round."""

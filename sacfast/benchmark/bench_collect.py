@@ -59,6 +59,7 @@ def measure(env_id: str, num_envs: int, env_threads: int, rounds: int, steps: in
         num_envs=num_envs,
         env_threads=env_threads,
         device=device,
+        backend="fused" if device == "cpu" else "reference",
         learning_starts=0,
         utd_ratio=0.0,
         evaluation_episodes=0,

@@ -1,10 +1,11 @@
-"""`sacfast benchmark ops` and `sacfast benchmark collect`."""
+"""The benchmarks that `sacfast benchmark` runs: their options, what they print and the file they write."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import shlex
 import tempfile
@@ -55,11 +56,73 @@ class CollectOptions:
     """The file to write."""
 
 
+@dataclasses.dataclass(frozen=True)
+class UpdateOptions:
+    """Time one gradient update by this package and by others, in turns, and the share of the processor's peak.
+
+    Without other options, O=17, A=6, hidden 256-256, batch 256. Each contender works in a process of its own.
+    """
+
+    threads: tuple[int, ...] = (1, 2)
+    """Numbers of threads, each measured on as many cores."""
+    rounds: int | None = None
+    """Rounds; in each, every contender works once. None: 10, or 5 in a sweep."""
+    seconds: float | None = None
+    """How long a contender works in a round. None: 1.5, or 0.5 in a sweep."""
+    only: tuple[str, ...] = ()
+    """Names of the contenders; none: all."""
+    sweep: bool = False
+    """Whether to set the fused update against eager torch at many sizes instead."""
+    profile: bool = False
+    """Whether to time the phases of the fused update instead."""
+    output: Path = Path("benchmark_update.json")
+    """The file to write."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a value out of range and for options that exclude each other."""
+        for count in self.threads:
+            _check_threads(count)
+        for name in ("rounds", "seconds"):
+            if getattr(self, name) is not None:
+                _check_positive(name, getattr(self, name))
+        if self.sweep + self.profile + bool(self.only) > 1:
+            raise ValueError("expected at most one of --sweep, --profile and --only")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Time training, one update per transition, against its learner's bare updates and Stable-Baselines3."""
+
+    env_id: str = "HalfCheetah-v5"
+    """A task that EnvPool and Gymnasium have."""
+    num_envs: int = 16
+    """Environments."""
+    backend: str = "fused"
+    """How the update is carried out."""
+    threads: int = 2
+    """Threads of the updates and of the environments, on as many cores."""
+    rounds: int = 10
+    """Rounds; in each, every contender works once."""
+    seconds: float = 4.0
+    """How long a contender works in a round."""
+    output: Path = Path("benchmark_train.json")
+    """The file to write."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a value out of range."""
+        _check_threads(self.threads)
+        for name in ("num_envs", "rounds", "seconds"):
+            _check_positive(name, getattr(self, name))
+
+
+Options = OpsOptions | CollectOptions | UpdateOptions | TrainOptions
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run `sacfast benchmark ARGUMENTS`; return the exit code."""
     name, *rest = list(arguments) or ["--help"]
     if name in ("-h", "--help"):
-        print("usage: sacfast benchmark {ops,collect} [OPTIONS]\n\n" + "\n".join(_SUMMARIES))
+        print("usage: sacfast benchmark {" + ",".join(BENCHMARKS) + "} [OPTIONS]\n\n" + "\n".join(_SUMMARIES))
         return 0
     if name not in BENCHMARKS:
         raise UsageError(f"unknown benchmark {name!r}; expected one of {', '.join(BENCHMARKS)}")
@@ -141,6 +204,62 @@ def _collect(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _update(arguments: Sequence[str]) -> int:
+    options = parse("benchmark update", UpdateOptions, arguments)
+
+    from sacfast.benchmark import bench_update, contenders, report
+    from sacfast.benchmark.problems import UpdateProblem
+
+    names = [name for name in contenders.UPDATE if name != contenders.PEAK]
+    if unknown := sorted(set(options.only) - set(names)):
+        raise UsageError(f"only: expected some of {', '.join(names)}, got {', '.join(unknown)}")
+    if options.sweep:
+        names = [contenders.FUSED, contenders.REFERENCE]
+    rounds = options.rounds or (5 if options.sweep else 10)
+    seconds = options.seconds or (0.5 if options.sweep else 1.5)
+    rows = []
+    for threads in options.threads:
+        for problem in bench_update.sweep() if options.sweep else [UpdateProblem()]:
+            if options.profile:
+                row = bench_update.measure_profile(problem, threads, rounds, seconds)
+                table = report.profile_table(row)
+            else:
+                row = bench_update.measure(problem, threads, rounds, seconds, options.only or names)
+                table = report.update_table(row)
+            rows.append(row)
+            print(f"{table}\n", flush=True)
+            _write("update", options, arguments, rows)  # after every row: a sweep may be cut short
+    print(_where(options))
+    return 0
+
+
+def _train(arguments: Sequence[str]) -> int:
+    options = parse("benchmark train", TrainOptions, arguments)
+
+    from sacfast.benchmark import bench_train, report
+    from sacfast.benchmark.problems import TrainProblem
+
+    problem = TrainProblem(options.env_id, options.num_envs, options.backend)
+    try:
+        row = bench_train.measure(problem, options.threads, options.rounds, options.seconds)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    _write("train", options, arguments, [row])
+    print(f"{report.train_table(row)}\n\n{_where(options)}")
+    return 0
+
+
+def _check_threads(threads: int) -> None:
+    cores = len(os.sched_getaffinity(0))
+    if not 1 <= threads <= cores:
+        raise ValueError(f"threads: expected 1 to {cores}, the usable cores, got {threads}")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected a number > 0, got {value}")
+
+
 def _require_device(device: str) -> None:
     import torch
 
@@ -156,7 +275,7 @@ def _require_device(device: str) -> None:
         raise UsageError(f"device: {device!r} cannot be used: {reason}")
 
 
-def _write(name: str, options: OpsOptions | CollectOptions, arguments: Sequence[str], rows: list[Any]) -> None:
+def _write(name: str, options: Options, arguments: Sequence[str], rows: list[Any]) -> None:
     from sacfast.benchmark import report
 
     settings = {key: value for key, value in dataclasses.asdict(options).items() if key != "output"}
@@ -165,13 +284,20 @@ def _write(name: str, options: OpsOptions | CollectOptions, arguments: Sequence[
     report.write_json(options.output, content)
 
 
-def _where(options: OpsOptions | CollectOptions) -> str:
+def _where(options: Options) -> str:
     return f"written to {options.output}"
 
 
-BENCHMARKS: dict[str, Callable[[Sequence[str]], int]] = {"ops": _ops, "collect": _collect}
+BENCHMARKS: dict[str, Callable[[Sequence[str]], int]] = {
+    "ops": _ops,
+    "collect": _collect,
+    "update": _update,
+    "train": _train,
+}
 _SUMMARIES = [
     "  ops      the fused ops against plain torch",
     "  collect  the trainer's collection against EnvPool's bare stepping",
-    "\n`sacfast benchmark ops --help` and `sacfast benchmark collect --help` list the options.",
+    "  update   the fused update against plain torch, other implementations and the processor's peak",
+    "  train    training against its bare updates and Stable-Baselines3",
+    "\n`sacfast benchmark ops --help`, and so on, lists the options.",
 ]

@@ -14,6 +14,9 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 
+BUSY = 0.05
+"""Share of the cores in other processes' hands above which figures of whole updates are not to be believed."""
+
 
 def provenance(command: str) -> dict[str, Any]:
     """Return where, when, with what and how a result came about; JSON-safe."""
@@ -118,6 +121,67 @@ def collect_table(row: Mapping[str, Any]) -> str:
         f"  trainer        {_spread(row['trainer_steps_per_second'], ' steps/s')}\n"
         f"  fraction       {_spread(row['fraction_of_bare'], '')}, taken inside each round"
     )
+
+
+def update_table(row: Mapping[str, Any]) -> str:
+    """Format what `bench_update.measure` returned."""
+    lines = [f"one SAC update, {_size(row)}: {row['megaflop_per_update']:.0f} MFLOP; {_threads(row)}", _rounds(row)]
+    for name, rate in row["updates_per_second"].items():
+        share, ratio = row["fraction_of_peak"].get(name), row["fused_is_times_faster"].get(name)
+        line = f"  {name:20}{_spread(rate, ' updates/s'):34}"
+        line += f"{'' if share is None else format(share['p50'], '.0%') + ' of the peak':20}"
+        lines.append((line + ("" if ratio is None else f"fused is {_spread(ratio, 'x')}")).rstrip())
+    if row["peak_gigaflops"] is not None:
+        lines.append(f"  {'peak':20}{_spread(row['peak_gigaflops'], ' GFLOP/s')}")
+    return "\n".join([*lines, *_remarks(row)])
+
+
+def profile_table(row: Mapping[str, Any]) -> str:
+    """Format what `bench_update.measure_profile` returned."""
+    lines = [f"phases of the fused update, {_size(row)}; {_threads(row)}", _rounds(row)]
+    for phase in row["phases"]:
+        share = phase["fraction_of_peak"]
+        microseconds = {name: value * 1e3 for name, value in phase["milliseconds"].items()}
+        line = f"  {phase['phase']:28}{_spread(microseconds, ' us'):32}{phase['share']['p50']:5.1%}"
+        lines.append(line + ("" if share is None else f"  {share['p50']:4.0%} of the peak"))
+    return "\n".join([*lines, *_remarks(row)])
+
+
+def train_table(row: Mapping[str, Any]) -> str:
+    """Format what `bench_train.measure` returned."""
+    lines = [
+        f"training on {row['env_id']}, {row['num_envs']} environments, one update per transition; {_threads(row)}",
+        _rounds(row),
+        f"  sacfast, {row['backend']:10} {_spread(row['steps_per_second'], ' steps/s')}",
+        f"  its bare updates    {_spread(row['bare_updates_per_second'], ' updates/s')}",
+        f"  fraction            {_spread(row['fraction_of_bare_updates'], '')}",
+    ]
+    if row["peer_steps_per_second"] is not None:
+        lines.append(f"  Stable-Baselines3   {_spread(row['peer_steps_per_second'], ' steps/s')}")
+        lines.append(f"  sacfast is          {_spread(row['times_faster_than_peer'], 'x')}")
+    return "\n".join([*lines, *_remarks(row)])
+
+
+def _size(row: Mapping[str, Any]) -> str:
+    hidden = "-".join(map(str, row["hidden_sizes"]))
+    sizes = f"observation {row['observation_dim']}, action {row['action_dim']}, hidden {hidden}"
+    return f"{sizes}, batch {row['batch_size']}"
+
+
+def _threads(row: Mapping[str, Any]) -> str:
+    return "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
+
+
+def _rounds(row: Mapping[str, Any]) -> str:
+    return f"median (20th - 80th percentile) over {row['rounds']} rounds; ratios and shares are taken inside each round"
+
+
+def _remarks(row: Mapping[str, Any]) -> Iterator[str]:
+    for name, reason in row["absent"].items():
+        yield f"  {name:20}not measured: {reason}"
+    others = row["others_share_of_cores"]
+    line = f"  other processes had {others['p50']:.0%} ({others['p20']:.0%} - {others['p80']:.0%}) of these cores"
+    yield line + (": too much for these figures to mean anything" if others["p50"] > BUSY else "")
 
 
 def _spread(values: Mapping[str, float], unit: str) -> str:

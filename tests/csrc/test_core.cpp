@@ -18,19 +18,10 @@
 #include "core/strided.h"
 #include "core/tanh_gaussian.h"
 #include "core/tile.h"
+#include "expect.h"
 
 namespace sacfast::SACFAST_ISA {
 namespace {
-
-int failures = 0;
-
-#define EXPECT(condition)                                        \
-  do {                                                           \
-    if (!(condition)) {                                          \
-      ++failures;                                                \
-      std::printf("FAILED line %d: %s\n", __LINE__, #condition); \
-    }                                                            \
-  } while (false)
 
 // ---- Accuracy ---------------------------------------------------------------------------------------------------
 
@@ -307,18 +298,6 @@ void check_philox_known_answers() {
   }
 }
 
-// A small generator for test inputs: splitmix64.
-struct Mixer {
-  std::uint64_t state;
-  std::uint64_t operator()() {
-    state += 0x9e3779b97f4a7c15u;
-    std::uint64_t z = state;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-  }
-};
-
 void check_philox_vector_equals_scalar() {
   Mixer mixer{1};
   int different = 0;
@@ -513,8 +492,7 @@ int run(std::int64_t thin) {
   check_for_each_vector<double>();
   check_dense_tile();
   check_tiles();
-  std::printf("%d failures\n", failures);
-  return failures == 0 ? 0 : 1;
+  return report();
 }
 
 }  // namespace

@@ -1,0 +1,40 @@
+"""Compiles the tests in tests/csrc/ for every instruction set, and runs those that this processor can."""
+
+from pathlib import Path
+
+import pytest
+from native import ADDRESS, COMPILER, THIN, build, cmake_flags, levels, run
+
+from sacfast import _ext
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler: set CXX or install g++")
+
+
+@pytest.mark.parametrize(
+    ("test", "options"),
+    [("test_core", cmake_flags("CMAKE_CXX_FLAGS_RELEASE")), ("test_panels", ["-O1"])],  # -O1: quick to compile
+    ids=["test_core", "test_panels"],
+)
+@pytest.mark.parametrize("level", levels())
+def test_functions_noise_and_products(test: str, options: list[str], level: str, tmp_path: Path) -> None:
+    program = build(test, level, tmp_path, *options)
+    available = _ext.info()["cpu_levels_available"]
+    if level not in available:
+        pytest.skip(f"compiled; this processor runs {', '.join(available)} only")
+    print(run(program))  # the table of errors: pytest -s shows it
+
+
+def test_threads_and_engine(tmp_path: Path) -> None:
+    """At one level: test_fused.py has the others. -Og compiles in a quarter of the time."""
+    run(build("test_update", _ext.info()["cpu_level"], tmp_path, "-Og"))
+
+
+def test_sanitizers_find_nothing_in_the_core(tmp_path: Path) -> None:
+    """The others take minutes to compile for sanitizers: `make sanitize` runs them all."""
+    run(build("test_core", _ext.info()["cpu_level"], tmp_path, *ADDRESS), *THIN["test_core"])
+
+
+def test_flags_are_read_from_cmake() -> None:
+    assert "-ffp-contract=fast" in cmake_flags("kernel_flags")
+    assert cmake_flags("flags_avx2") == ["-mavx2", "-mfma"]
+    assert cmake_flags("flags_baseline") == []

@@ -54,7 +54,7 @@ def test_the_state_is_named_and_shaped_as_the_references(options: dict[str, Any]
 @pytest.mark.parametrize("first", ["fused", "reference"])
 def test_one_backend_continues_what_the_other_began(options: dict[str, Any], first: str) -> None:
     """In float64, where they differ in rounding alone: see test_fused.py for the limit."""
-    backends = {"fused": FusedLearner, "reference": ReferenceLearner}
+    backends: dict[str, type[FusedLearner | ReferenceLearner]] = {"fused": FusedLearner, "reference": ReferenceLearner}
     second = next(name for name in backends if name != first)
     begun = backends[first](O, A, make_config(options), seed=3, dtype=torch.float64)
     begun.update(random_replay(seed=0), 4)  # 4 of 3: in the middle of a target interval
@@ -173,6 +173,19 @@ def test_a_call_may_be_cut_into_several_native_ones(monkeypatch: pytest.MonkeyPa
     cut_metrics = cut.update(random_replay(), 20)
     assert_states_equal(cut.state_dict(), whole.state_dict())
     assert list(cut_metrics.to_dict().values()) == pytest.approx(list(metrics.to_dict().values()), rel=1e-6)
+
+
+def test_profiling_changes_nothing_but_the_time() -> None:
+    learner, twin = fused(), fused()
+    phases = learner.profile(random_replay(), 5)
+    twin.update(random_replay(), 5)
+    assert_states_equal(learner.state_dict(), twin.state_dict())
+    assert len({phase["phase"] for phase in phases}) == len(phases)
+    assert all(phase["milliseconds"] >= 0 for phase in phases)
+    assert sum(phase["milliseconds"] for phase in phases) > 0
+    # At least the actor and both critics, forward, on two minibatches: a multiply-add is two operations.
+    actor, critic = O * 16 + 16 * 8 + 8 * 2 * A, (O + A) * 16 + 16 * 8 + 8
+    assert sum(phase["megaflop"] for phase in phases) * 1e6 > 2 * B * 2 * (actor + 2 * critic)
 
 
 def set_entry(name: str, value: Any) -> Callable[[dict[str, Any]], None]:

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler: 
 
 @pytest.mark.parametrize(
     ("test", "options"),
-    [("test_core", cmake_flags("CMAKE_CXX_FLAGS_RELEASE")), ("test_panels", ["-O1"])],  # -O1: quick to compile
+    [("test_core", cmake_flags("CMAKE_CXX_FLAGS_RELEASE")), ("test_panels", ["-O2"])],  # -O2: quick to compile
     ids=["test_core", "test_panels"],
 )
 @pytest.mark.parametrize("level", levels())

@@ -293,6 +293,19 @@ def test_a_second_ctrl_c_does_not_wait(track: type[Track], tmp_path: Path) -> No
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.parametrize("torch_threads", [1, 2])
+def test_an_update_that_is_not_finite_ends_the_run_with_what_was_learned(tmp_path: Path, torch_threads: int) -> None:
+    model = small(run_dir=tmp_path, critic_lr=5e9, torch_threads=torch_threads)  # Q of 1e20, whose square is too much
+    message = r"update \d+: .* is not finite; the learner is as it was after update"
+    with pytest.raises(FloatingPointError, match=message):
+        model.learn(400)
+    assert model.learner.gradient_updates > 0
+    assert read_summary(tmp_path)["status"] == "failed"
+    saved = parameters(SAC.load(tmp_path))
+    assert same(saved, parameters(model))
+    assert all(torch.isfinite(value).all() for name, value in saved.items() if ".layers." in name)
+
+
 def test_another_failure_is_recorded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small(run_dir=tmp_path)
 

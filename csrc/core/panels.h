@@ -259,7 +259,7 @@ SACFAST_HD typename LanesOf<V>::Scalar sum_lanes(V value) {
 // Swaps the off-diagonal quarters of every square of 2 * kHalf lanes, for kHalf = 1, 2, ... half the lanes.
 template <int kHalf>
 SACFAST_HD void transpose_stage(VecF (&rows)[kFloats]) {
-  VecI low, high;
+  VecI low{}, high{};
   for (int lane = 0; lane < kFloats; ++lane) {
     low[lane] = (lane & kHalf) == 0 ? lane : kFloats + lane - kHalf;
     high[lane] = (lane & kHalf) == 0 ? lane + kHalf : kFloats + lane;

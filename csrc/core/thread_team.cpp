@@ -5,7 +5,12 @@
 namespace sacfast {
 
 ThreadTeam::ThreadTeam(int threads) : size_(threads), process_(getpid()) {
-  for (int index = 1; index < threads; ++index) threads_.emplace_back([this, index] { serve(index); });
+  try {
+    for (int index = 1; index < threads; ++index) threads_.emplace_back([this, index] { serve(index); });
+  } catch (...) {
+    stop();  // those that did start
+    throw;
+  }
 }
 
 ThreadTeam::~ThreadTeam() {
@@ -13,6 +18,10 @@ ThreadTeam::~ThreadTeam() {
     for (std::thread& thread : threads_) thread.detach();
     return;
   }
+  stop();
+}
+
+void ThreadTeam::stop() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     stopping_ = true;

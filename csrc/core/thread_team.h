@@ -50,7 +50,7 @@ class Barrier {
 
 class ThreadTeam {
  public:
-  // The calling thread of `run` is one of `threads`; the others start here.
+  // The calling thread of `run` is one of `threads`; the others start here. Throws std::system_error if one cannot.
   explicit ThreadTeam(int threads);
   ~ThreadTeam();
   ThreadTeam(const ThreadTeam&) = delete;
@@ -63,6 +63,7 @@ class ThreadTeam {
 
  private:
   void serve(int index);
+  void stop();
 
   const int size_;
   const int process_;  // threads do not survive a fork: in a child there is nothing to join

@@ -90,14 +90,16 @@ class CpuEngine final : public UpdateEngine<T> {
 
   void use_threads(int threads) {
     if (job_ != nullptr && job_->threads == threads) return;
-    team_.reset();
-    workers_.clear();
-    job_ = std::make_unique<Job<T>>(state_, threads);
+    // All of it is there, or an exception leaves what was there before.
+    auto job = std::make_unique<Job<T>>(state_, threads);
+    std::vector<Worker<T>> workers;
     for (int thread = 0; thread < threads; ++thread) {
-      workers_.emplace_back(*job_, thread);
-      workers_.back().profiling = profiling_;
+      workers.emplace_back(*job, thread);
+      workers.back().profiling = profiling_;
     }
     team_.reset(new ThreadTeam(threads));
+    job_ = std::move(job);
+    workers_ = std::move(workers);
   }
 
   UpdateState<T> state_;

@@ -274,6 +274,24 @@ void check_special_values() {
   EXPECT(with_sign_of(filled(-2.0f), filled(1.0f))[0] == 2.0f);
 }
 
+void check_larger() {
+  const float infinity = std::numeric_limits<float>::infinity(), nan = std::nanf("");
+  const float values[] = {-infinity, -1.5f, -0.0f, 0.0f, 1.5f, infinity};
+  for (const float a : values) {
+    for (const float b : values) {
+      EXPECT(larger(filled(a), filled(b))[kFloats - 1] == std::max(a, b));
+      EXPECT(larger(a, b) == std::max(a, b));
+      EXPECT(larger(static_cast<double>(a), static_cast<double>(b)) == std::max(a, b));
+    }
+    EXPECT(std::isnan(larger(filled(a), filled(nan))[0]) && std::isnan(larger(a, nan)));
+    EXPECT(larger(filled(nan), filled(a))[0] == a && larger(nan, a) == a);
+  }
+  VecF counting, other;
+  for (int lane = 0; lane < kFloats; ++lane) counting[lane] = static_cast<float>(lane), other[lane] = kFloats / 2.0f;
+  const VecF most = larger(counting, other);
+  for (int lane = 0; lane < kFloats; ++lane) EXPECT(most[lane] == std::max(counting[lane], other[lane]));
+}
+
 // ---- Noise ------------------------------------------------------------------------------------------------------
 
 // The published vectors of Random123 1.09 (kat_vectors). The fourth counter word carries our stream tag.
@@ -481,6 +499,7 @@ int run(std::int64_t thin) {
   check_square_root(thin);
   check_squash(thin);
   check_special_values();
+  check_larger();
   check_philox_known_answers();
   check_philox_vector_equals_scalar();
   check_normals();

@@ -5,6 +5,8 @@
 // computes the right numbers is tested against the reference learner, in tests/test_fused.py.
 //
 // Exits with 1 if a check fails.
+#include <pthread.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -346,6 +348,56 @@ void check_no_allocation(const UpdateSettings& settings) {
   }
 }
 
+#if defined(__GLIBC__)
+// While it lives, no thread can start: none has so much room for its stack.
+class NoMoreThreads {
+ public:
+  NoMoreThreads() {
+    pthread_getattr_default_np(&before_);
+    pthread_attr_t huge;
+    pthread_attr_init(&huge);
+    pthread_attr_setstacksize(&huge, std::size_t{1} << 47);
+    EXPECT(pthread_setattr_default_np(&huge) == 0);
+    pthread_attr_destroy(&huge);
+  }
+  ~NoMoreThreads() {
+    pthread_setattr_default_np(&before_);
+    pthread_attr_destroy(&before_);
+  }
+
+ private:
+  pthread_attr_t before_;
+};
+
+// Then the update is refused with an exception, and all is as it was.
+void check_threads_that_do_not_start() {
+  const UpdateSettings settings = settings_of(false, {16, 8}, 16);
+  for (const int threads_before : {1, 2}) {
+    Learner<float> learner(settings), twin(settings);
+    learner.update(1, threads_before);
+    twin.update(1, 1);
+    int refused = 0;
+    {
+      const NoMoreThreads none;
+      for (int i = 0; i < 2; ++i) {
+        try {
+          learner.update(1, 3);
+        } catch (const std::runtime_error&) {
+          ++refused;
+        }
+      }
+      EXPECT(refused == 2);
+      EXPECT(learner.state() == twin.state());
+      EXPECT(learner.update(1, 1).updates == 1);  // which needs no further thread
+    }
+    EXPECT(learner.update(1, 3).updates == 1);
+    twin.update(1, 1);
+    twin.update(1, 1);
+    EXPECT(learner.state() == twin.state());
+  }
+}
+#endif
+
 void check_claims() {
   const UpdateSettings settings = settings_of(false, {64, 64}, 48);
   Learner<float> learner(settings), twin(settings);
@@ -393,6 +445,9 @@ int run() {
     check_no_allocation<float>(settings_of(value_network, {16, 8}, 16));
   }
   check_claims();
+#if defined(__GLIBC__)
+  if (kCounts) check_threads_that_do_not_start();  // the sanitizers end the process
+#endif
   return report();
 }
 

@@ -208,7 +208,7 @@ def _train(arguments: Sequence[str]) -> int:
     print(f"{train.env_id} on {model.device}, {train.backend} backend, run directory {train.run_dir}")
     try:
         model.learn()
-    except EnvironmentFault as fault:
+    except (EnvironmentFault, FloatingPointError) as fault:
         print(f"sacfast train: {_one_line(fault)}; what was learned is in {train.run_dir}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:

@@ -106,6 +106,7 @@ class SAC:
         Raises:
             ValueError: `total_timesteps` below 1.
             EnvironmentFault: a reward or observation that is not finite. Nothing of that step is stored.
+            FloatingPointError: a loss or gradient that is not finite; that update was not made.
             KeyboardInterrupt: at Ctrl-C, after everything was written; at a second Ctrl-C, at once.
         """
         count = self.train_config.total_timesteps if total_timesteps is None else total_timesteps

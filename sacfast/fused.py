@@ -32,8 +32,9 @@ _SAME_NAME = (
     *("value_network", "deterministic_policy", "log_std_bounding"),
 )
 
-# Where the engine has what a network's flat buffer holds, in its order.
-_SEGMENTS = {
+# Where the engine has what a flat buffer holds, in its order: network and part.
+_Segments = tuple[tuple[str, str], ...]
+_SEGMENTS: dict[str, _Segments] = {
     "actor": (("actor", "parameters"),),
     "critic": (("q1", "parameters"), ("q2", "parameters")),
     "target_critic": (("q1", "target"), ("q2", "target")),
@@ -86,7 +87,7 @@ class FusedLearner:
         self._engine = engine_type(_settings(observation_dim, action_dim, config))
         self._limit = usable_cores()
         for name, network in self._networks.items():
-            self._write(name, network.flat)
+            self._write(_SEGMENTS[name], network.flat)
         counters = self._engine.counters
         counters.noise_state = (noise_seed, 0)
         counters.log_alpha = math.log(config.initial_alpha) if config.alpha == "auto" else 0.0
@@ -143,17 +144,15 @@ class FusedLearner:
         """
         before = self._engine.profile()
         self.update(replay, gradient_steps)
-        threads = self._threads()
+        updates_and_threads = gradient_steps * self._threads()
         return [
             {
                 "phase": name,
-                "milliseconds": (seconds - seconds_before) / gradient_steps / threads * 1e3,
+                "milliseconds": (seconds - seconds_before) / updates_and_threads * 1e3,
                 "megaflop": (flop - flop_before) / gradient_steps * 1e-6,
             }
             for (name, seconds_before, flop_before), (_, seconds, flop) in zip(
-                before or [(name, 0.0, 0.0) for name, _, _ in self._engine.profile()],
-                self._engine.profile(),
-                strict=True,
+                before, self._engine.profile(), strict=True
             )
         ]
 
@@ -163,7 +162,7 @@ class FusedLearner:
         dtype = self.actor.flat.dtype
         state: dict[str, Tensor] = {}
         for prefix, network in self._networks.items():
-            self._read(prefix, network.flat)
+            self._read(_SEGMENTS[prefix], network.flat)
             state |= {f"{prefix}.{name}": each.detach().clone() for name, each in network.named_parameters()}
         if self.config.alpha == "auto":
             state["log_alpha"] = torch.tensor(counters.log_alpha, dtype=dtype)
@@ -171,7 +170,9 @@ class FusedLearner:
             network = self._networks[name]
             state[f"{name}_optimizer.step"] = torch.tensor(float(self._adam_steps(name)))
             for part in ("exp_avg", "exp_avg_sq"):
-                state[f"{name}_optimizer.{part}"] = self._read_moment(name, part, torch.empty_like(network.flat))
+                moment = torch.empty_like(network.flat)
+                self._read(_moment(name, part), moment)
+                state[f"{name}_optimizer.{part}"] = moment
         if self.config.alpha == "auto":
             state["alpha_optimizer.step"] = torch.tensor(float(counters.alpha_steps))
             state["alpha_optimizer.exp_avg"] = torch.tensor(counters.log_alpha_exp_avg, dtype=dtype)
@@ -183,29 +184,30 @@ class FusedLearner:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what `state_dict` of a learner with the same configuration returned.
 
-        Raises ValueError naming every entry that is missing, not expected, or of another shape or dtype, and
-        TypeError for a value that is no tensor; nothing has changed then.
+        Raises ValueError naming every entry that is missing, not expected, of another shape or dtype, or a count
+        that is none, and TypeError for a value that is no tensor; nothing has changed then.
         """
         check_state(state, expected=self.state_dict())
-        counters = self._engine.counters
+        counts = {name: _count(name, state[name]) for name in state if name.endswith(("_optimizer.step", "_updates"))}
         for prefix, network in self._networks.items():
-            for name, parameter in network.named_parameters():
-                parameter.detach().copy_(state[f"{prefix}.{name}"])
-            self._write(prefix, network.flat)
+            parameters = [state[f"{prefix}.{name}"].flatten() for name, _ in network.named_parameters()]
+            self._write(_SEGMENTS[prefix], torch.cat(parameters))
+        counters = self._engine.counters
         steps = list(counters.adam_steps)
         for name, engine_names in self._optimizers().items():
             for engine_name in engine_names:
-                steps[_ENGINE_NETWORKS.index(engine_name)] = int(state[f"{name}_optimizer.step"])
+                steps[_ENGINE_NETWORKS.index(engine_name)] = counts[f"{name}_optimizer.step"]
             for part in ("exp_avg", "exp_avg_sq"):
-                self._write_moment(name, part, state[f"{name}_optimizer.{part}"])
+                self._write(_moment(name, part), state[f"{name}_optimizer.{part}"].contiguous())
         counters.adam_steps = steps
         if self.config.alpha == "auto":
             counters.log_alpha = float(state["log_alpha"])
-            counters.alpha_steps = int(state["alpha_optimizer.step"])
+            counters.alpha_steps = counts["alpha_optimizer.step"]
             counters.log_alpha_exp_avg = float(state["alpha_optimizer.exp_avg"])
             counters.log_alpha_exp_avg_sq = float(state["alpha_optimizer.exp_avg_sq"])
-        counters.gradient_updates = int(state["gradient_updates"])
+        counters.gradient_updates = counts["gradient_updates"]
         counters.noise_state = tuple(state["noise_state"].tolist())
+        self._read(_SEGMENTS["actor"], self.actor.flat)
 
     def _run(
         self,
@@ -216,7 +218,7 @@ class FusedLearner:
     ) -> Tensor:
         """Make one update for each row of `index`; return the sums of the metrics."""
         result = self._engine.update(rows, index, self._threads(), next_noise, noise)
-        self._engine.read("actor", "parameters", self.actor.flat.numpy())
+        self._read(_SEGMENTS["actor"], self.actor.flat)
         if result["fault"]:
             bad = _not_finite(rows[index[result["updates"]]], self.observation_dim, self.action_dim)
             raise FloatingPointError(
@@ -244,21 +246,12 @@ class FusedLearner:
     def _adam_steps(self, name: str) -> int:
         return int(self._engine.counters.adam_steps[_ENGINE_NETWORKS.index(_OPTIMIZERS[name][0])])
 
-    def _read(self, name: str, flat: Tensor) -> None:
-        for (network, part), piece in zip(_SEGMENTS[name], _pieces(flat, len(_SEGMENTS[name])), strict=True):
+    def _read(self, segments: _Segments, flat: Tensor) -> None:
+        for (network, part), piece in zip(segments, _pieces(flat, len(segments)), strict=True):
             self._engine.read(network, part, piece)
 
-    def _write(self, name: str, flat: Tensor) -> None:
-        for (network, part), piece in zip(_SEGMENTS[name], _pieces(flat, len(_SEGMENTS[name])), strict=True):
-            self._engine.write(network, part, piece)
-
-    def _read_moment(self, name: str, part: str, flat: Tensor) -> Tensor:
-        for network, piece in zip(_OPTIMIZERS[name], _pieces(flat, len(_OPTIMIZERS[name])), strict=True):
-            self._engine.read(network, part, piece)
-        return flat
-
-    def _write_moment(self, name: str, part: str, flat: Tensor) -> None:
-        for network, piece in zip(_OPTIMIZERS[name], _pieces(flat, len(_OPTIMIZERS[name])), strict=True):
+    def _write(self, segments: _Segments, flat: Tensor) -> None:
+        for (network, part), piece in zip(segments, _pieces(flat, len(segments)), strict=True):
             self._engine.write(network, part, piece)
 
 
@@ -297,6 +290,17 @@ def _settings(observation_dim: int, action_dim: int, config: SACConfig) -> _C.Up
     settings.hard_target_update = config.target_update == "hard"
     settings.log_std_low, settings.log_std_high = config.log_std_bounds
     return settings
+
+
+def _moment(name: str, part: str) -> _Segments:
+    return tuple((network, part) for network in _OPTIMIZERS[name])
+
+
+def _count(name: str, value: Tensor) -> int:
+    number = float(value)
+    if not (number >= 0 and number.is_integer()):
+        raise ValueError(f"state: expected a count >= 0 for {name}, got {number}")
+    return int(number)
 
 
 def _pieces(flat: Tensor, count: int) -> Iterator[np.ndarray[Any, Any]]:

@@ -232,6 +232,18 @@ def test_a_refused_state_changes_nothing(
     assert learner.gradient_updates == 1
 
 
+@pytest.mark.parametrize("name", ["critic_optimizer.step", "alpha_optimizer.step"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 0.5])
+def test_a_state_with_a_count_that_is_none_changes_nothing(name: str, value: float) -> None:
+    learner, other = fused(), fused(seed=4)
+    learner.update(random_replay(), 1)
+    state, before = other.state_dict(), learner.state_dict()
+    state[name].fill_(value)
+    with pytest.raises(ValueError, match=f"state: expected a count >= 0 for {name}, got"):
+        learner.load_state_dict(state)
+    assert_states_equal(learner.state_dict(), before)
+
+
 def test_a_state_of_another_configuration_is_refused() -> None:
     with pytest.raises(ValueError, match=r"target_critic\..* is missing.*target_value\..* is not expected"):
         fused().load_state_dict(fused(V1).state_dict())

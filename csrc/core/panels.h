@@ -75,8 +75,7 @@ struct Tile {
   template <bool kTransposed>
   SACFAST_HD void add(const T* left, const T* right, std::int64_t count) {
     constexpr std::int64_t panel = kPanel<T>, lanes = kLanes<T>;
-    // Two pointers, each amid the rows it serves: so the offsets are short enough for the instructions' short form,
-    // without which their decoding, not the arithmetic, sets the pace.
+    // Two pointers, each amid the rows it serves: so the offsets are short enough for the instructions' short form.
     const T* low = kTransposed ? left : left + 4 * panel;
     const T* high = kTransposed ? left : left + 12 * panel;
 #if defined(__GNUC__)

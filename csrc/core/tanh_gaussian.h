@@ -7,6 +7,8 @@
 // never recovered from the action. V is a float, a double or a vector of floats.
 #pragma once
 
+#include <type_traits>
+
 #include "math.h"
 #include "qualifiers.h"
 
@@ -16,6 +18,19 @@ namespace sacfast {
 enum class LogStdBounding : int { kNone = 0, kClamp = 1, kTanh = 2 };
 
 namespace SACFAST_ISA {
+
+// Calls body with the bounding as a compile-time constant.
+template <class Body>
+void with_bounding(LogStdBounding kind, const Body& body) {
+  switch (kind) {
+    case LogStdBounding::kClamp:
+      return body(std::integral_constant<LogStdBounding, LogStdBounding::kClamp>{});
+    case LogStdBounding::kTanh:
+      return body(std::integral_constant<LogStdBounding, LogStdBounding::kTanh>{});
+    case LogStdBounding::kNone:
+      return body(std::integral_constant<LogStdBounding, LogStdBounding::kNone>{});
+  }
+}
 
 template <class V>
 struct LogStd {

@@ -99,7 +99,7 @@ struct UpdateState {
   T *next_log_prob, *log_prob;       // [B]
   T *next_q1, *next_q2;              // [B]; v1: V'(x') twice
   T *target, *soft_value;            // [B]: y and v
-  T *next_noise, *noise;             // [B, A]
+  T* noise;                          // [B, A]; of a', then of a~
   T* action_gradient;                // [B, A]
   std::int32_t* row_list;            // [B]: each thread's rows of one critic's way back
   Activations<T> scratch;            // of a network that learns nothing from them
@@ -163,7 +163,7 @@ struct UpdateState {
     for (T** rows : {&reward, &terminated, &next_log_prob, &log_prob, &next_q1, &next_q2, &target, &soft_value}) {
       *rows = arena_.take<T>(batch);
     }
-    for (T** matrix : {&next_noise, &noise, &action_gradient}) *matrix = arena_.take<T>(batch * actions);
+    for (T** matrix : {&noise, &action_gradient}) *matrix = arena_.take<T>(batch * actions);
     row_list = arena_.take<std::int32_t>(batch);
     scratch = lay_out_activations();
     for (Activations<T>& each : target_scratch) each = scratch;

@@ -75,7 +75,7 @@ std::vector<std::vector<Unit>> share_units(const UpdateState<T>& state, std::ini
   return shares;
 }
 
-// The first tensor whose gradient a thread found not to be finite; kBad < kNone in the order of networks and layers.
+// The first tensor, by network and layer, whose gradient a thread found not to be finite.
 struct alignas(64) BadTensor {
   static constexpr std::int64_t kNone = std::int64_t{1} << 62;
   std::int64_t index = kNone;
@@ -150,7 +150,7 @@ class Worker {
     for_each_block([&](std::int64_t row, std::int64_t rows) {
       forward(actor.shape, now(Network::kActor), s_.next, row, rows, s_.scratch, begin_);
     });
-    act(s_.scratch.head, job_.work->next_noise, 0, s_.next_noise, s_.next, s_.next_log_prob);
+    act(s_.scratch.head, job_.work->next_noise, 0, s_.next, s_.next_log_prob);
   }
 
   void target_critics() {
@@ -233,7 +233,7 @@ class Worker {
       forward(actor.shape, now(Network::kActor), s_.current, row, rows, actor.activations, row);
     });
     const std::uint64_t after = settings_.value_network || job_.work->next_noise != nullptr ? 0 : 1;
-    act(actor.activations.head, job_.work->noise, after, s_.noise, s_.current, s_.log_prob);
+    act(actor.activations.head, job_.work->noise, after, s_.current, s_.log_prob);
   }
 
   void critics_of_action() {
@@ -297,7 +297,8 @@ class Worker {
   void actor_backward() {
     start(Phase::kActorBackward);
     LearnedNetwork<T>& actor = s_.network(Network::kActor);
-    with_bounding([&](auto kind) { head_backward<decltype(kind)::value>(actor.activations.head, actor.head_delta); });
+    with_bounding(settings_.log_std_bounding,
+                  [&](auto kind) { head_backward<decltype(kind)::value>(actor.activations.head, actor.head_delta); });
     for_each_block([&](std::int64_t row, std::int64_t rows) {
       Panels<const T> delta = readable(actor.head_delta.from_row(row));
       for (std::size_t layer = actor.shape.hidden(); layer > 0; --layer) {
@@ -444,26 +445,15 @@ class Worker {
 
   // ---- Policy ---------------------------------------------------------------------------------------------------
 
-  template <class Body>
-  void with_bounding(const Body& body) {
-    switch (settings_.log_std_bounding) {
-      case LogStdBounding::kNone:
-        return body(std::integral_constant<LogStdBounding, LogStdBounding::kNone>{});
-      case LogStdBounding::kClamp:
-        return body(std::integral_constant<LogStdBounding, LogStdBounding::kClamp>{});
-      case LogStdBounding::kTanh:
-        return body(std::integral_constant<LogStdBounding, LogStdBounding::kTanh>{});
-    }
-  }
-
   // Actions of my rows, from the actor's head [B, 2 A] into the action columns of `into`, and their log_prob.
-  void act(Panels<T> head, const T* given_noise, std::uint64_t streams_before, T* noise, Panels<T> into, T* log_prob) {
+  void act(Panels<T> head, const T* given_noise, std::uint64_t streams_before, Panels<T> into, T* log_prob) {
     const std::uint64_t offset = s_.counters.noise_offset + streams_before;
-    with_bounding([&](auto kind) { sample<decltype(kind)::value>(head, given_noise, offset, noise, into, log_prob); });
+    with_bounding(settings_.log_std_bounding,
+                  [&](auto kind) { sample<decltype(kind)::value>(head, given_noise, offset, into, log_prob); });
   }
 
   template <LogStdBounding kBounding>
-  void sample(Panels<T> head, const T* given_noise, std::uint64_t offset, T* noise, Panels<T> into, T* log_prob) {
+  void sample(Panels<T> head, const T* given_noise, std::uint64_t offset, Panels<T> into, T* log_prob) {
     const std::int64_t actions = s_.actions;
     const V low = constant<V>(settings_.log_std_low), high = constant<V>(settings_.log_std_high);
     const bool deterministic = settings_.deterministic_policy;
@@ -471,19 +461,16 @@ class Worker {
     for_each_tile(begin_, end_, actions, [&](std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
       const std::int64_t first = row * actions + col, count = rows * cols;
       read_head(head, row, rows, col, cols, mean, log_std);
-      if (deterministic) {
-        for (std::int64_t i = 0; i < count; ++i) noise[first + i] = 0;
-      } else if (given_noise != nullptr) {
-        for (std::int64_t i = 0; i < count; ++i) noise[first + i] = given_noise[first + i];
-      } else {
-        fill_normals(first, count, s_.counters.noise_seed, offset, noise + first);
+      T* noise = s_.noise + first;
+      if (given_noise != nullptr) {
+        std::copy_n(given_noise + first, count, noise);
+      } else if (!deterministic) {
+        fill_normals(first, count, s_.counters.noise_seed, offset, noise);
       }
       for_each_vector<V>(count, [&](std::int64_t i, auto vector) {
         const V bounded = bound_log_std<kBounding>(vector.load(log_std + i), low, high).value;
-        // Without noise the sample is the mean's: exp(log_std) times zero.
-        const Sample<V> drawn = deterministic
-                                    ? Sample<V>{squash(vector.load(mean + i)).tanh, V{}}
-                                    : sample_element(vector.load(mean + i), bounded, vector.load(noise + first + i));
+        const Sample<V> drawn = deterministic ? Sample<V>{squash(vector.load(mean + i)).tanh, V{}}
+                                              : sample_element(vector.load(mean + i), bounded, vector.load(noise + i));
         vector.store(action + i, drawn.action);
         vector.store(log_probs + i, drawn.log_prob);
       });

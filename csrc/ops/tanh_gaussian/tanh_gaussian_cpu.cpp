@@ -1,26 +1,11 @@
 // CPU twin, compiled once for each instruction set.
 #include "tanh_gaussian.h"
 
-#include <type_traits>
-
 #include "../../core/philox.h"
 #include "../../core/tile.h"
 
 namespace sacfast::SACFAST_ISA {
 namespace {
-
-// Calls body with the bounding as a compile-time constant.
-template <class Body>
-void with_bounding(LogStdBounding kind, Body body) {
-  switch (kind) {
-    case LogStdBounding::kClamp:
-      return body(std::integral_constant<LogStdBounding, LogStdBounding::kClamp>{});
-    case LogStdBounding::kTanh:
-      return body(std::integral_constant<LogStdBounding, LogStdBounding::kTanh>{});
-    case LogStdBounding::kNone:
-      return body(std::integral_constant<LogStdBounding, LogStdBounding::kNone>{});
-  }
-}
 
 // log_prob[row] (+)= sum of the row's elements + shift.
 template <class T>

@@ -71,5 +71,41 @@ class _Engine:
 class Engine32(_Engine): ...
 class Engine64(_Engine): ...
 
+class _GpuEngine:
+    """Learners side by side on a GPU. Addresses are those of tensors there; 0 stands for none."""
+
+    def __init__(self, settings: UpdateSettings, learners: int, memory: int, stream: int) -> None: ...
+    @staticmethod
+    def bytes(settings: UpdateSettings, learners: int) -> int:
+        """Return how many bytes of zeros `memory` must hold."""
+
+    @property
+    def counters(self) -> UpdateCounters: ...
+    def enqueue(
+        self,
+        rows: int,
+        rows_apart: int,
+        index: int,
+        steps: int,
+        next_noise: int,
+        noise: int,
+        actors: int,
+        metrics: int,
+        stream: int,
+    ) -> None:
+        """Queue `steps` updates; then actors [S, P] of T and metrics [S, len(METRICS)] float64 are written."""
+
+    def collect(self) -> dict[str, Any]:
+        """Wait; return updates, metrics (sums), fault and gradient_updates."""
+
+    def select(self, learner: int) -> None: ...
+    def read(self, network: str, part: str, into: int) -> None: ...
+    def write(self, network: str, part: str, values: int) -> None: ...
+
+class GpuEngine32(_GpuEngine): ...  # in a build with CUDA only
+class GpuEngine64(_GpuEngine): ...
+
+METRICS: list[str]
+
 def fma_peak(threads: int, seconds: float) -> float:
     """Return the floating-point operations a second that the threads reach together on registers alone."""

@@ -10,6 +10,9 @@ import torch
 
 LIBRARY = Path(__file__).with_name("_ops.so")
 
+OLDEST_GPU = (8, 0)
+"""Compute capability of the oldest GPU that the kernels are compiled for (CMakeLists.txt)."""
+
 
 @cache
 def load() -> None:
@@ -40,6 +43,8 @@ def cuda_reason() -> str:
         return "sacfast was built without CUDA (no nvcc was found, or SACFAST_CUDA=0)"
     if not torch.cuda.is_available():
         return "no CUDA device is available"
+    if torch.cuda.get_device_capability() < OLDEST_GPU:
+        return f"{torch.cuda.get_device_name()} is older than compute capability {'.'.join(map(str, OLDEST_GPU))}"
     return ""
 
 

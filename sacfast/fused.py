@@ -1,4 +1,4 @@
-"""The SAC update as one native call: the learner behind `backend="fused"`.
+"""The SAC update as one native call: the learner behind `backend="fused"`, on the CPU or on a GPU.
 
 What an update does and in which order is documented in `sacfast.reference` and written once for the native backends
 in csrc/update/sac_update.h. Both learners share parameters, names of their state and noise: a state of one continues
@@ -8,17 +8,15 @@ in the other.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sacfast import _C
 from sacfast.config import SACConfig
+from sacfast.engines import METRICS, make_engine
 from sacfast.learner import Replay, check_noise, check_state, check_update_arguments, metric_names, random_start
 from sacfast.networks import Actor, build_networks
 from sacfast.types import Batch, Metrics
@@ -46,10 +44,13 @@ _ENGINE_NETWORKS = ("actor", "q1", "q2", "value")
 
 
 class FusedLearner:
-    """A `Learner` whose update runs natively on the CPU: no Python, autograd or allocation between its steps.
+    """A `Learner` whose update runs natively: no Python, autograd or allocation between its steps.
 
-    It uses as many threads as torch is set to, but no more than this process may use cores. The results do not depend
-    on their number. It belongs to the process that made it, and to one thread at a time.
+    On the CPU it uses as many threads as torch is set to, but no more than this process may use cores; the results do
+    not depend on their number. It belongs to the process that made it, and to one thread at a time.
+
+    On a GPU `update` queues its work and returns. A failed update is reported by a later call, or by `wait`; the
+    updates queued behind it have then not been made.
     """
 
     def __init__(
@@ -68,24 +69,16 @@ class FusedLearner:
         """
         self.config = config = config or SACConfig()
         self.device = torch.device(device)
-        if self.device.type != "cpu":
-            raise ValueError(
-                f"device: the fused backend runs on the CPU, got {str(device)!r}; "
-                "use device 'cpu', or backend 'reference'"
-            )
-        if dtype not in _DTYPES:
-            raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
         self.observation_dim = observation_dim
         self.action_dim = action_dim
         self.metric_names = metric_names(config)
+        self._engine = make_engine(_settings(observation_dim, action_dim, config), self.device, dtype)
+        self._reported = torch.tensor([METRICS.index(name) for name in self.metric_names], device=self.device)
         generator, noise_seed = random_start(seed)
         self._networks = build_networks(observation_dim, action_dim, config, self.device, dtype, generator)
         actor = self._networks["actor"]
         assert isinstance(actor, Actor)
         self.actor = actor
-        engine_type, self._numpy_dtype = _DTYPES[dtype]
-        self._engine = engine_type(_settings(observation_dim, action_dim, config))
-        self._limit = usable_cores()
         for name, network in self._networks.items():
             self._write(_SEGMENTS[name], network.flat)
         counters = self._engine.counters
@@ -94,8 +87,8 @@ class FusedLearner:
 
     @property
     def gradient_updates(self) -> int:
-        """Whole updates made since the start."""
-        return int(self._engine.counters.gradient_updates)
+        """Whole updates made since the start. On a GPU those queued count, until one is known to have failed."""
+        return self._engine.gradient_updates
 
     def update(self, replay: Replay, gradient_steps: int = 1) -> Metrics:
         """Make `gradient_steps` whole updates, each on its own minibatch; return their mean metrics.
@@ -111,12 +104,12 @@ class FusedLearner:
         batch_size = self.config.batch_size
         check_update_arguments(replay, gradient_steps, batch_size)
         rows = self._rows_of(replay)
-        sums = torch.zeros(len(self.metric_names), dtype=self.actor.flat.dtype)
+        sums = torch.zeros(len(self.metric_names), dtype=self.actor.flat.dtype, device=self.device)
         steps_per_call = max(1, INDEX_WORDS_PER_CALL // batch_size)
         left = gradient_steps
         while left > 0:
             steps = min(left, steps_per_call)
-            sums += self._run(rows, replay.draw(steps * batch_size).view(steps, batch_size).numpy())
+            sums += self._run(rows, replay.draw(steps * batch_size).view(steps, batch_size))
             left -= steps
         return Metrics(self.metric_names, sums / gradient_steps)
 
@@ -127,24 +120,25 @@ class FusedLearner:
         """
         check_noise(self.config, next_noise, noise)
         columns = (batch.observation, batch.action, batch.reward, batch.next_observation, batch.terminated)
-        rows = torch.cat([column.reshape(len(batch.reward), -1).float() for column in columns], 1).numpy()
-        index = np.arange(len(rows), dtype=np.int64)[None]
-        arrays = (
-            None if each is None else np.array(each.numpy(), self._numpy_dtype, order="C")
-            for each in (next_noise, noise)
-        )
-        return self._run(rows, index, *arrays)
+        rows = torch.cat([column.reshape(len(batch.reward), -1).float() for column in columns], 1).contiguous()
+        dtype = self.actor.flat.dtype
+        given = (None if each is None else each.to(dtype).contiguous() for each in (next_noise, noise))
+        return self._run(rows, torch.arange(len(rows), device=self.device)[None], *given)
+
+    def wait(self) -> None:
+        """Wait for the updates under way. Raises FloatingPointError as `update`."""
+        self._engine.wait()
 
     def profile(self, replay: Replay, gradient_steps: int) -> list[dict[str, Any]]:
         """Make updates and take the time of their phases.
 
         Returns:
             One entry a phase, each with the means over the updates: `phase`, its name; `milliseconds`, the mean over
-            the threads; `megaflop`, of its matrix products, all threads together.
+            the threads; `megaflop`, of its matrix products, all threads together. Raises RuntimeError on a GPU.
         """
         before = self._engine.profile()
         self.update(replay, gradient_steps)
-        updates_and_threads = gradient_steps * self._threads()
+        updates_and_threads = gradient_steps * self._engine.threads()
         return [
             {
                 "phase": name,
@@ -210,35 +204,21 @@ class FusedLearner:
         self._read(_SEGMENTS["actor"], self.actor.flat)
 
     def _run(
-        self,
-        rows: np.ndarray[Any, Any],
-        index: np.ndarray[Any, Any],
-        next_noise: np.ndarray[Any, Any] | None = None,
-        noise: np.ndarray[Any, Any] | None = None,
+        self, rows: Tensor, index: Tensor, next_noise: Tensor | None = None, noise: Tensor | None = None
     ) -> Tensor:
         """Make one update for each row of `index`; return the sums of the metrics."""
-        result = self._engine.update(rows, index, self._threads(), next_noise, noise)
-        self._read(_SEGMENTS["actor"], self.actor.flat)
-        if result["fault"]:
-            bad = _not_finite(rows[index[result["updates"]]], self.observation_dim, self.action_dim)
-            raise FloatingPointError(
-                f"update {self.gradient_updates + 1}: {result['fault']} is not finite{bad}; the learner is as it was "
-                f"after update {self.gradient_updates}"
-            )
-        return torch.tensor([result["metrics"][name] for name in self.metric_names], dtype=self.actor.flat.dtype)
+        sums = self._engine.run(rows, index, next_noise, noise, self.actor.flat.detach())
+        return sums[self._reported].to(self.actor.flat.dtype)
 
-    def _threads(self) -> int:
-        return max(1, min(torch.get_num_threads(), self._limit, self.config.batch_size))
-
-    def _rows_of(self, replay: Replay) -> np.ndarray[Any, Any]:
+    def _rows_of(self, replay: Replay) -> Tensor:
         rows, width = replay.rows, 2 * self.observation_dim + self.action_dim + 2
-        if rows.device.type != "cpu" or rows.dtype != torch.float32 or rows.ndim != 2 or rows.shape[1] != width:
+        fits = rows.dtype == torch.float32 and rows.ndim == 2 and rows.shape[1] == width and rows.is_contiguous()
+        if not fits or rows.device.type != self.device.type or self.device.index not in (None, rows.device.index):
             raise ValueError(
-                f"replay: expected rows of {width} float32 on the CPU (observation_dim {self.observation_dim}, "
+                f"replay: expected rows of {width} float32 on {self.device} (observation_dim {self.observation_dim}, "
                 f"action_dim {self.action_dim}), got {rows.dtype} {list(rows.shape)} on {rows.device}"
             )
-        array: np.ndarray[Any, Any] = rows.numpy()
-        return array
+        return rows
 
     def _optimizers(self) -> dict[str, tuple[str, ...]]:
         return {name: engine_names for name, engine_names in _OPTIMIZERS.items() if name in self._networks}
@@ -247,30 +227,13 @@ class FusedLearner:
         return int(self._engine.counters.adam_steps[_ENGINE_NETWORKS.index(_OPTIMIZERS[name][0])])
 
     def _read(self, segments: _Segments, flat: Tensor) -> None:
-        for (network, part), piece in zip(segments, _pieces(flat, len(segments)), strict=True):
+        # The twin critics lie one behind the other.
+        for (network, part), piece in zip(segments, flat.detach().chunk(len(segments)), strict=True):
             self._engine.read(network, part, piece)
 
     def _write(self, segments: _Segments, flat: Tensor) -> None:
-        for (network, part), piece in zip(segments, _pieces(flat, len(segments)), strict=True):
+        for (network, part), piece in zip(segments, flat.detach().chunk(len(segments)), strict=True):
             self._engine.write(network, part, piece)
-
-
-_DTYPES: dict[torch.dtype, tuple[type[_C.Engine32] | type[_C.Engine64], Any]] = {
-    torch.float32: (_C.Engine32, np.float32),
-    torch.float64: (_C.Engine64, np.float64),
-}
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may keep busy: by its affinity and by its control group's quota."""
-    cores = float(len(os.sched_getaffinity(0)))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except OSError:
-        return int(cores)  # no control groups, or their first version, which containers no longer use
-    if quota != "max":
-        cores = min(cores, float(quota) / float(period))
-    return max(1, math.floor(cores))
 
 
 def _settings(observation_dim: int, action_dim: int, config: SACConfig) -> _C.UpdateSettings:
@@ -301,17 +264,3 @@ def _count(name: str, value: Tensor) -> int:
     if not (number >= 0 and number.is_integer()):
         raise ValueError(f"state: expected a count >= 0 for {name}, got {number}")
     return int(number)
-
-
-def _pieces(flat: Tensor, count: int) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield the flat buffer in equal pieces: the twin critics lie one behind the other."""
-    return (piece.numpy() for piece in flat.detach().chunk(count))
-
-
-def _not_finite(rows: np.ndarray[Any, Any], observation_dim: int, action_dim: int) -> str:
-    """Say which columns of a minibatch hold a number that is not finite, if any does."""
-    names = ("observation", "action", "reward", "next_observation", "terminated")
-    ends = np.cumsum((observation_dim, action_dim, 1, observation_dim))
-    fields = zip(names, np.split(rows, ends, axis=1), strict=True)
-    bad = [name for name, field in fields if not np.isfinite(field).all()]
-    return f" (the minibatch holds NaN or infinity in: {', '.join(bad)})" if bad else ""

@@ -24,6 +24,7 @@ SOURCES = {
     "test_core": (),
     "test_panels": (),
     "test_update": ("update/engine_cpu.cpp", "core/thread_team.cpp", "core/cpu_level.cpp"),
+    "test_kernels": ("update/engine_cpu.cpp", "core/thread_team.cpp", "core/cpu_level.cpp"),
 }
 
 
@@ -93,7 +94,8 @@ def main() -> int:
     chosen = dict.fromkeys((_ext.info()["cpu_level"], "baseline"))
     engine = (("address", ADDRESS_OF_ENGINE), ("thread", THREAD))
     cases = [("test_update", level, *each) for level in chosen for each in engine]
-    cases += [(test, level, "address", ADDRESS) for test in SOURCES if test != "test_update" for level in chosen]
+    cases += [("test_kernels", "baseline", "address", ADDRESS_OF_ENGINE)]
+    cases += [(test, level, "address", ADDRESS) for test in ("test_core", "test_panels") for level in chosen]
     clean = True
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # the longest first
         for case_is_clean, line in pool.map(sanitized, cases):

@@ -24,6 +24,7 @@ from learner_cases import (
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sacfast import _ext
 from sacfast.fused import FusedLearner
 from sacfast.reference import ReferenceLearner
 from sacfast.types import Batch
@@ -323,7 +324,7 @@ WIDTH = 2 * O + A + 2
 def test_other_rows_are_refused(rows: Tensor) -> None:
     learner = fused()
     before = learner.state_dict()
-    expected = f"replay: expected rows of {WIDTH} float32 on the CPU (observation_dim {O}, action_dim {A}), got "
+    expected = f"replay: expected rows of {WIDTH} float32 on cpu (observation_dim {O}, action_dim {A}), got "
     found = f"{rows.dtype} {list(rows.shape)} on {rows.device}"
     with pytest.raises(ValueError, match=re.escape(expected + found)):
         learner.update(OtherRows(rows), 1)
@@ -395,9 +396,7 @@ def test_a_batch_of_another_size_is_refused(rows: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"device": "cuda"}, r"device: the fused backend runs on the CPU, got 'cuda'; .* backend 'reference'"),
-        ({"device": "cuda:1"}, "device: the fused backend runs on the CPU, got 'cuda:1'"),
-        ({"device": "meta"}, "device: the fused backend runs on the CPU, got 'meta'"),
+        ({"device": "meta"}, "device: the fused backend runs on 'cpu' and 'cuda', got 'meta'"),
         ({"dtype": torch.float16}, "dtype: expected torch.float32 or torch.float64, got torch.float16"),
         ({"seed": -1}, "seed: expected an int >= 0, got -1"),
     ],
@@ -406,6 +405,13 @@ def test_a_batch_of_another_size_is_refused(rows: int) -> None:
 def test_what_the_backend_does_not_have_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FusedLearner(O, A, make_config(), **arguments)
+
+
+@pytest.mark.skipif(_ext.cuda_reason() == "", reason="a GPU can be used here")
+def test_a_gpu_that_cannot_be_used_is_refused_with_the_reason() -> None:
+    expected = f"device: expected one that this machine has, got 'cuda': {_ext.cuda_reason()}"
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        FusedLearner(O, A, make_config(), device="cuda")
 
 
 # ---- Numbers that are not finite -----------------------------------------------------------------------------------
@@ -459,7 +465,7 @@ def test_a_bad_transition_among_good_ones(threads: int, monkeypatch: pytest.Monk
     earlier = {*first.tolist(), *second.tolist()}
     bad = next(row for row in third.tolist() if row not in earlier)
     learner, twin = fused(), fused()
-    monkeypatch.setattr(learner, "_limit", 8)
+    monkeypatch.setattr(learner._engine, "_limit", 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     replay = random_replay()
     replay.rows[bad, O + A] = float("nan")
@@ -535,7 +541,7 @@ def test_a_state_that_leads_to_numbers_that_are_not_finite(
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     learner = fused(options)
-    monkeypatch.setattr(learner, "_limit", 8)
+    monkeypatch.setattr(learner._engine, "_limit", 8)
     learner.update(random_replay(), 2)
     good = learner.state_dict()
     learner.load_state_dict(filled(good, entries))

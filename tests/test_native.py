@@ -29,6 +29,11 @@ def test_threads_and_engine(tmp_path: Path) -> None:
     run(build("test_update", _ext.info()["cpu_level"], tmp_path, "-Og"))
 
 
+def test_the_gpu_s_kernels_on_the_host(tmp_path: Path) -> None:
+    """They make the updates of the CPU engine. Scalar code: one level says it all."""
+    run(build("test_kernels", "baseline", tmp_path, "-O1"))
+
+
 def test_sanitizers_find_nothing_in_the_core(tmp_path: Path) -> None:
     """The others take minutes to compile for sanitizers: `make sanitize` runs them all."""
     run(build("test_core", _ext.info()["cpu_level"], tmp_path, *ADDRESS), *THIN["test_core"])

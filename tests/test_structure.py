@@ -17,7 +17,7 @@ CSRC = ROOT / "csrc"
 
 # `envs`, `replay`, `learner` (with its backends) and `policy` are the parts that `trainer` carries data
 # between. None knows another one; what they share is here.
-PARTS = ({"envs"}, {"replay"}, {"learner", "fused", "reference"}, {"policy"})
+PARTS = ({"envs"}, {"replay"}, {"learner", "fused", "engines", "reference"}, {"policy"})
 FOUNDATIONS = {"types", "config", "networks", "ops", "_ext"}
 # Foundations, from the bottom: each may import only those before it.
 ALLOWED = {
@@ -98,11 +98,12 @@ def test_the_backends_do_not_know_each_other() -> None:
 
 def test_only_the_fused_backend_knows_the_native_module() -> None:
     parts = {part_of(path) for path in modules()}
-    assert {part for part in parts if "_C" in imports_of(part)} == {"fused"}
+    assert {part for part in parts if "_C" in imports_of(part)} == {"fused", "engines"}
+    assert {part for part in parts if "engines" in imports_of(part)} == {"fused"}
 
 
 def test_only_the_trainer_sees_all_parts() -> None:
-    every = set().union(*PARTS) - {"fused", "reference"}
+    every = set().union(*PARTS) - {"fused", "engines", "reference"}
     seeing = {part_of(path) for path in modules() if every <= imports_of(part_of(path))}
     assert seeing == {"trainer"}
 

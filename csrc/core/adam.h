@@ -17,12 +17,12 @@ struct AdamFactors {
   T eps;
 
   // `step` counts from 1.
-  static AdamFactors of(double lr, double beta1, double beta2, double eps, std::int64_t step) {
+  SACFAST_HD static AdamFactors of(double lr, double beta1, double beta2, double eps, std::int64_t step) {
     return {static_cast<T>(1 - beta1),
             static_cast<T>(beta2),
             static_cast<T>(1 - beta2),
-            static_cast<T>(lr / (1 - std::pow(beta1, step))),
-            static_cast<T>(1 / std::sqrt(1 - std::pow(beta2, step))),
+            static_cast<T>(lr / (1 - std::pow(beta1, static_cast<double>(step)))),
+            static_cast<T>(1 / std::sqrt(1 - std::pow(beta2, static_cast<double>(step)))),
             static_cast<T>(eps)};
   }
 };

@@ -108,6 +108,16 @@ SACFAST_HD void normals_of_counter(std::uint64_t counter, std::uint64_t seed, st
   out[3] = b.second;
 }
 
+// One element's normal, where no neighbour is wanted.
+template <class T>
+SACFAST_HD T normal_of_element(std::int64_t element, std::uint64_t seed, std::uint64_t offset) {
+  const std::int64_t group = element / kNoiseGroup, within = element % kNoiseGroup;
+  T four[4];
+  normals_of_counter<T>(static_cast<std::uint64_t>(group * kNoiseLanes + within % kNoiseLanes), seed, offset, four);
+  const std::int64_t output = within / kNoiseLanes;
+  return output == 0 ? four[0] : (output == 1 ? four[1] : (output == 2 ? four[2] : four[3]));
+}
+
 #if !defined(__CUDACC__)
 // Writes the 64 normals of one group.
 SACFAST_HD void normals_of_group(std::int64_t group, std::uint64_t seed, std::uint64_t offset, double* out) {

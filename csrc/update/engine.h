@@ -61,9 +61,10 @@ struct UpdateWork {
 };
 
 struct UpdateOutcome {
-  std::int64_t updates = 0;       // made; fewer than asked for when something was not finite
-  double metrics[kMetrics] = {};  // sums over the updates made
-  std::string fault;              // what was not finite in the update that was not made, or empty
+  std::int64_t updates = 0;           // made; fewer than asked for when something was not finite
+  std::int64_t gradient_updates = 0;  // made since the start
+  double metrics[kMetrics] = {};      // sums over the updates made
+  std::string fault;                  // what was not finite in the update that was not made, or empty
 };
 
 // Where the time of an update goes.
@@ -89,6 +90,39 @@ class UpdateEngine {
   // From now on `update` takes the time of its phases. Returns the times so far.
   virtual std::vector<PhaseTime> profile() = 0;
 };
+
+// Where queued work leaves what needs no waiting for, in the GPU's memory; null: not wanted.
+template <class T>
+struct QueuedResults {
+  T* actors = nullptr;        // [S, P]: their parameters
+  double* metrics = nullptr;  // [S, kMetrics]: sums over the updates made
+};
+
+// An engine that works while its caller goes on, for S learners side by side: a GPU's. All pointers of its work are to
+// the GPU's memory, and so may be those of `read` and `write`, which wait for what was queued.
+template <class T>
+class QueuedEngine : public UpdateEngine<T> {
+ public:
+  // What follows is queued there (CUDA: a stream).
+  virtual void use_queue(void* queue) = 0;
+
+  // Of which learner `read`, `write` and `counters` speak.
+  virtual void select(int learner) = 0;
+
+  // The learners' replay buffers lie `rows_apart` elements apart, their parts of `index` steps * B; noise that is given
+  // serves all of them.
+  virtual void enqueue(const UpdateWork<T>& work, std::int64_t rows_apart, QueuedResults<T> results) = 0;
+
+  // Waits for what was queued, and says what came of the last call: of the first learner, or of the first that failed.
+  // One that failed has made none of the updates queued behind it, in this call and in later ones; now it goes on.
+  virtual UpdateOutcome collect() = 0;
+};
+
+// On a GPU, in `memory` there: so many bytes of zeros, which stay the caller's.
+template <class T>
+std::int64_t cuda_engine_bytes(const UpdateSettings& settings, int learners);
+template <class T>
+std::unique_ptr<QueuedEngine<T>> make_cuda_engine(const UpdateSettings& settings, int learners, void* memory);
 
 #define SACFAST_ENGINE_CPU(T) \
   SACFAST_DECLARE_CPU(void make_engine(const UpdateSettings& settings, std::unique_ptr<UpdateEngine<T>>& engine))

@@ -37,6 +37,7 @@ class CpuEngine final : public UpdateEngine<T> {
         if (!sac_update(worker, state_.settings)) break;
       }
     });
+    outcome.gradient_updates = state_.counters.gradient_updates;
     if (!outcome.fault.empty()) state_.transpose_all();  // a critic's step may have been made, and was not taken over
     return outcome;
   }

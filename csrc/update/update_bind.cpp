@@ -1,4 +1,5 @@
-// sacfast._C: the update engine for Python, without torch. Tensors come as NumPy arrays on the same memory.
+// sacfast._C: the update engines for Python, without torch. Tensors on the host come as NumPy arrays on the same
+// memory, tensors on a GPU as addresses: sacfast/fused_cuda.py checks them.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -34,20 +35,64 @@ LogStdBounding bounding_of(const std::string& name) {
   throw std::invalid_argument("log_std_bounding: expected 'none', 'clamp' or 'tanh', got '" + name + "'");
 }
 
+void check_settings(const UpdateSettings& settings) {
+  const auto positive = [](const char* name, std::int64_t value) {
+    if (value < 1) {
+      throw std::invalid_argument(std::string(name) + ": expected an int >= 1, got " + std::to_string(value));
+    }
+  };
+  positive("observation_dim", settings.observation_dim);
+  positive("action_dim", settings.action_dim);
+  positive("batch_size", settings.batch_size);
+  positive("target_update_interval", settings.target_update_interval);
+  for (const std::int64_t units : settings.hidden_sizes) positive("hidden_sizes", units);
+}
+
+bool has_network(const UpdateSettings& settings, Network network) {
+  return network != Network::kValue || settings.value_network;
+}
+
+Network network_of(const UpdateSettings& settings, const std::string& name) {
+  static constexpr const char* kNames[kNetworks] = {"actor", "q1", "q2", "value"};
+  for (int i = 0; i < kNetworks; ++i) {
+    if (name == kNames[i] && has_network(settings, static_cast<Network>(i))) return static_cast<Network>(i);
+  }
+  throw std::invalid_argument("network: expected one that the settings have, got '" + name + "'");
+}
+
+Part part_of(const UpdateSettings& settings, Network network, const std::string& name) {
+  static constexpr const char* kNames[kParts] = {"parameters", "exp_avg", "exp_avg_sq", "target"};
+  const bool followed =
+      settings.value_network ? network == Network::kValue : network == Network::kQ1 || network == Network::kQ2;
+  for (int i = 0; i < kParts; ++i) {
+    const auto part = static_cast<Part>(i);
+    if (name == kNames[i] && (part != Part::kTarget || followed)) return part;
+  }
+  throw std::invalid_argument("part: expected one that the network has, got '" + name + "'");
+}
+
+std::vector<std::string> metric_names() {
+  return {"critic_loss", "actor_loss", "q_mean", "target_mean", "alpha", "alpha_loss", "entropy", "value_loss"};
+}
+
+py::dict dict_of(const UpdateOutcome& outcome) {
+  py::dict metrics, result;
+  const std::vector<std::string> names = metric_names();
+  for (int i = 0; i < kMetrics; ++i) metrics[names[static_cast<std::size_t>(i)].c_str()] = outcome.metrics[i];
+  result["updates"] = outcome.updates;
+  result["gradient_updates"] = outcome.gradient_updates;
+  result["metrics"] = metrics;
+  result["fault"] = outcome.fault;
+  return result;
+}
+
+// ---- On the CPU ---------------------------------------------------------------------------------------------------
+
 template <class T>
 class Engine {
  public:
   explicit Engine(const UpdateSettings& settings) : settings_(settings) {
-    const auto positive = [](const char* name, std::int64_t value) {
-      if (value < 1) {
-        throw std::invalid_argument(std::string(name) + ": expected an int >= 1, got " + std::to_string(value));
-      }
-    };
-    positive("observation_dim", settings.observation_dim);
-    positive("action_dim", settings.action_dim);
-    positive("batch_size", settings.batch_size);
-    positive("target_update_interval", settings.target_update_interval);
-    for (const std::int64_t units : settings.hidden_sizes) positive("hidden_sizes", units);
+    check_settings(settings);
     SACFAST_CALL_CPU(make_engine, settings, engine_);
   }
 
@@ -76,27 +121,19 @@ class Engine {
       const py::gil_scoped_release released;
       outcome = engine_->update(work);
     }
-    py::dict metrics;
-    static constexpr const char* kNames[kMetrics] = {"critic_loss", "actor_loss", "q_mean",  "target_mean",
-                                                     "alpha",       "alpha_loss", "entropy", "value_loss"};
-    for (int i = 0; i < kMetrics; ++i) metrics[kNames[i]] = outcome.metrics[i];
-    py::dict result;
-    result["updates"] = outcome.updates;
-    result["metrics"] = metrics;
-    result["fault"] = outcome.fault;
-    return result;
+    return dict_of(outcome);
   }
 
   void read(const std::string& network, const std::string& part, Array<T> into) const {
-    const Network which = network_of(network);
-    const Part what = part_of(which, part);
+    const Network which = network_of(settings_, network);
+    const Part what = part_of(settings_, which, part);
     checked(part.c_str(), into, {static_cast<py::ssize_t>(engine_->parameter_count(which))});
     engine_->read(which, what, into.mutable_data());
   }
 
   void write(const std::string& network, const std::string& part, const Array<T>& from) {
-    const Network which = network_of(network);
-    const Part what = part_of(which, part);
+    const Network which = network_of(settings_, network);
+    const Part what = part_of(settings_, which, part);
     engine_->write(which, what,
                    checked(part.c_str(), from, {static_cast<py::ssize_t>(engine_->parameter_count(which))}));
   }
@@ -110,26 +147,6 @@ class Engine {
   }
 
  private:
-  Network network_of(const std::string& name) const {
-    static constexpr const char* kNames[kNetworks] = {"actor", "q1", "q2", "value"};
-    for (int i = 0; i < kNetworks; ++i) {
-      const auto network = static_cast<Network>(i);
-      if (name == kNames[i] && engine_->parameter_count(network) > 0) return network;
-    }
-    throw std::invalid_argument("network: expected one that the settings have, got '" + name + "'");
-  }
-
-  Part part_of(Network network, const std::string& name) const {
-    static constexpr const char* kNames[kParts] = {"parameters", "exp_avg", "exp_avg_sq", "target"};
-    const bool followed =
-        settings_.value_network ? network == Network::kValue : network == Network::kQ1 || network == Network::kQ2;
-    for (int i = 0; i < kParts; ++i) {
-      const auto part = static_cast<Part>(i);
-      if (name == kNames[i] && (part != Part::kTarget || followed)) return part;
-    }
-    throw std::invalid_argument("part: expected one that the network has, got '" + name + "'");
-  }
-
   UpdateSettings settings_;
   std::unique_ptr<UpdateEngine<T>> engine_;
 };
@@ -153,6 +170,93 @@ double measured_fma_peak(int threads, double seconds) {
   SACFAST_CALL_CPU(fma_peak, threads, seconds, flop_per_second);
   return flop_per_second;
 }
+
+#if defined(SACFAST_WITH_CUDA)
+// ---- On a GPU -----------------------------------------------------------------------------------------------------
+
+// An address in the GPU's memory; 0 for none.
+using Address = std::uintptr_t;
+
+template <class P>
+P* at(Address address) {
+  return reinterpret_cast<P*>(address);
+}
+
+template <class T>
+class GpuEngine {
+ public:
+  GpuEngine(const UpdateSettings& settings, int learners, Address memory, Address stream)
+      : settings_(checked_settings(settings, learners)),
+        engine_(make_cuda_engine<T>(settings, learners, at<void>(memory))) {
+    engine_->use_queue(at<void>(stream));
+  }
+
+  static std::int64_t bytes(const UpdateSettings& settings, int learners) {
+    return cuda_engine_bytes<T>(checked_settings(settings, learners), learners);
+  }
+
+  void enqueue(Address rows, std::int64_t rows_apart, Address index, std::int64_t steps, Address next_noise,
+               Address noise, Address actors, Address metrics, Address stream) {
+    UpdateWork<T> work;
+    work.rows = at<const float>(rows);
+    work.index = at<const std::int64_t>(index);
+    work.steps = steps;
+    work.next_noise = at<const T>(next_noise);
+    work.noise = at<const T>(noise);
+    const py::gil_scoped_release released;
+    engine_->use_queue(at<void>(stream));
+    engine_->enqueue(work, rows_apart, {at<T>(actors), at<double>(metrics)});
+  }
+
+  py::dict collect() {
+    UpdateOutcome outcome;
+    {
+      const py::gil_scoped_release released;
+      outcome = engine_->collect();
+    }
+    return dict_of(outcome);
+  }
+
+  void read(const std::string& network, const std::string& part, Address into) const {
+    const Network which = network_of(settings_, network);
+    engine_->read(which, part_of(settings_, which, part), at<T>(into));
+  }
+
+  void write(const std::string& network, const std::string& part, Address from) {
+    const Network which = network_of(settings_, network);
+    engine_->write(which, part_of(settings_, which, part), at<const T>(from));
+  }
+
+  void select(int learner) { engine_->select(learner); }
+  UpdateCounters& counters() { return engine_->counters(); }
+
+ private:
+  static const UpdateSettings& checked_settings(const UpdateSettings& settings, int learners) {
+    check_settings(settings);
+    if (learners < 1) throw std::invalid_argument("learners: expected an int >= 1, got " + std::to_string(learners));
+    return settings;
+  }
+
+  UpdateSettings settings_;
+  std::unique_ptr<QueuedEngine<T>> engine_;
+};
+
+template <class T>
+void define_gpu_engine(py::module_& module, const char* name) {
+  py::class_<GpuEngine<T>>(module, name)
+      .def(py::init<const UpdateSettings&, int, Address, Address>(), py::arg("settings"), py::arg("learners"),
+           py::arg("memory"), py::arg("stream"))
+      .def_static("bytes", &GpuEngine<T>::bytes, py::arg("settings"), py::arg("learners"))
+      .def("enqueue", &GpuEngine<T>::enqueue, py::arg("rows"), py::arg("rows_apart"), py::arg("index"),
+           py::arg("steps"), py::arg("next_noise"), py::arg("noise"), py::arg("actors"), py::arg("metrics"),
+           py::arg("stream"))
+      .def("collect", &GpuEngine<T>::collect)
+      .def("select", &GpuEngine<T>::select, py::arg("learner"))
+      .def("read", &GpuEngine<T>::read, py::arg("network"), py::arg("part"), py::arg("into"))
+      .def("write", &GpuEngine<T>::write, py::arg("network"), py::arg("part"), py::arg("values"))
+      .def_property_readonly("counters", &GpuEngine<T>::counters, py::return_value_policy::reference_internal);
+}
+#endif
 
 }  // namespace
 
@@ -216,6 +320,11 @@ PYBIND11_MODULE(_C, module) {
 
   define_engine<float>(module, "Engine32");
   define_engine<double>(module, "Engine64");
+#if defined(SACFAST_WITH_CUDA)
+  define_gpu_engine<float>(module, "GpuEngine32");
+  define_gpu_engine<double>(module, "GpuEngine64");
+#endif
+  module.attr("METRICS") = metric_names();
   module.def("fma_peak", &measured_fma_peak, py::arg("threads"), py::arg("seconds"),
              "Measure the multiply-adds a second, times two, that the threads reach together on registers alone.");
 }

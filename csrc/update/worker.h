@@ -6,12 +6,12 @@
 #include <cmath>
 #include <initializer_list>
 
-#include "../core/adam.h"
 #include "../core/bellman.h"
 #include "../core/philox.h"
 #include "../core/polyak.h"
 #include "../core/thread_team.h"
 #include "../core/tile.h"
+#include "counters.h"
 #include "state.h"
 
 namespace sacfast::SACFAST_ISA {
@@ -75,10 +75,9 @@ std::vector<std::vector<Unit>> share_units(const UpdateState<T>& state, std::ini
   return shares;
 }
 
-// The first tensor, by network and layer, whose gradient a thread found not to be finite.
+// The first tensor whose gradient a thread found not to be finite.
 struct alignas(64) BadTensor {
-  static constexpr std::int64_t kNone = std::int64_t{1} << 62;
-  std::int64_t index = kNone;
+  std::int64_t number = kNoTensor;
 };
 
 // What all threads of an update share beside the state.
@@ -141,7 +140,7 @@ class Worker {
       s_.terminated[row] = static_cast<T>(from[width - 1]);
     }
     alpha_ = static_cast<T>(settings_.learn_alpha ? std::exp(s_.counters.log_alpha) : settings_.alpha);
-    bad_tensor() = BadTensor::kNone;
+    bad_tensor() = kNoTensor;
   }
 
   void next_action() {
@@ -232,7 +231,7 @@ class Worker {
     for_each_block([&](std::int64_t row, std::int64_t rows) {
       forward(actor.shape, now(Network::kActor), s_.current, row, rows, actor.activations, row);
     });
-    const std::uint64_t after = settings_.value_network || job_.work->next_noise != nullptr ? 0 : 1;
+    const std::uint64_t after = streams_of_next_action(settings_.value_network, job_.work->next_noise != nullptr);
     act(actor.activations.head, job_.work->noise, after, s_.current, s_.log_prob);
   }
 
@@ -342,15 +341,16 @@ class Worker {
     const bool done = meet([this] {
       std::string fault = bad_tensor_of_all();
       if (!fault.empty()) return fault;
-      step_temperature();
-      s_.now ^= 1;
-      if (target_is_due()) s_.now_target ^= 1;
       UpdateCounters& counters = s_.counters;
-      for (std::int64_t& steps : counters.adam_steps) ++steps;
-      const bool stochastic = !settings_.deterministic_policy;
-      if (stochastic && !settings_.value_network && job_.work->next_noise == nullptr) ++counters.noise_offset;
-      if (stochastic && job_.work->noise == nullptr) ++counters.noise_offset;
-      ++counters.gradient_updates;
+      if (settings_.learn_alpha) {
+        metric(Metric::kAlphaLoss) =
+            step_temperature(counters, static_cast<T>(job_.mean_log_prob), static_cast<T>(settings_.target_entropy),
+                             factors(settings_.alpha_lr, counters.alpha_steps + 1));
+      }
+      s_.now ^= 1;
+      if (moves_target()) s_.now_target ^= 1;
+      count_update(counters, settings_.value_network, settings_.deterministic_policy, job_.work->next_noise != nullptr,
+                   job_.work->noise != nullptr);
       ++job_.outcome->updates;
       ++job_.step;
       for (int i = 0; i < kMetrics; ++i) job_.outcome->metrics[i] += job_.metrics[i];
@@ -363,7 +363,6 @@ class Worker {
  private:
   static constexpr std::int64_t kScratch = kTileElements + kLanes<T>;  // GCC 12 sees partial vectors pass the end
   static constexpr Network kCritics[2] = {Network::kQ1, Network::kQ2};
-  static constexpr std::int64_t kMostLayers = std::int64_t{1} << 32;
 
   // ---- Networks -------------------------------------------------------------------------------------------------
 
@@ -576,7 +575,7 @@ class Worker {
 
   Descent descent(Network network, Network optimizer, double lr) {
     const std::int64_t step = s_.counters.adam_steps[static_cast<int>(optimizer)] + 1;
-    const bool moves_target = s_.has(network, Part::kTarget) && target_is_due();
+    const bool moves_target = s_.has(network, Part::kTarget) && this->moves_target();
     return {s_.part(network, Part::kParameters),
             s_.part(network, Part::kExpAvg),
             s_.part(network, Part::kExpAvgSq),
@@ -613,12 +612,12 @@ class Worker {
                      [&](std::int64_t first, std::int64_t rows, const T* sums) {
                        bad += descend(block + first * kPanel<T>, sums, rows, vectors);
                      });
-    check(bad, unit, 0);
+    check(bad, unit, false);
     alignas(64) T bias[kPanel<T>];
     for (std::int64_t col = 0; col < vectors * kLanes<T>; col += kLanes<T>) {
       store(bias + col, sum_rows(delta + col, s_.batch));
     }
-    check(descend(block + layer.inputs * kPanel<T>, bias, 1, vectors), unit, 1);
+    check(descend(block + layer.inputs * kPanel<T>, bias, 1, vectors), unit, true);
     count_flop(s_.batch, layer.inputs * (cols < kPanel<T> ? cols : kPanel<T>));
   }
 
@@ -636,46 +635,27 @@ class Worker {
       }
       bad += descend(layer.offset + panel * kPanel<T>, gradient, 1, 2);
     }
-    check(bad, unit, 0);
+    check(bad, unit, false);
     for (T& each : gradient) each = 0;
     for (std::int64_t row = 0; row < s_.batch; ++row) gradient[0] += delta[row];
-    check(descend(layer.offset + panel_elements<T>(1, layer.inputs), gradient, 1, 1), unit, 1);
+    check(descend(layer.offset + panel_elements<T>(1, layer.inputs), gradient, 1, 1), unit, true);
     count_flop(s_.batch, layer.inputs);
   }
 
-  std::int64_t& bad_tensor() { return job_.bad_tensors[static_cast<std::size_t>(thread_)].index; }
+  std::int64_t& bad_tensor() { return job_.bad_tensors[static_cast<std::size_t>(thread_)].number; }
 
-  void check(V bad, const Unit& unit, int is_bias) {
+  void check(V bad, const Unit& unit, bool is_bias) {
     if (sum_lanes(bad) == 0) return;  // a NaN does not equal zero
-    const auto layer = static_cast<std::int64_t>(unit.layer);
-    const std::int64_t index = (static_cast<std::int64_t>(unit.network) * kMostLayers + layer) * 2 + is_bias;
-    bad_tensor() = std::min(bad_tensor(), index);
+    bad_tensor() = std::min(bad_tensor(), tensor_number(unit.network, static_cast<std::int64_t>(unit.layer), is_bias));
   }
 
   std::string bad_tensor_of_all() {
-    std::int64_t first = BadTensor::kNone;
-    for (const BadTensor& each : job_.bad_tensors) first = std::min(first, each.index);
-    if (first == BadTensor::kNone) return "";
-    static constexpr const char* kPrefixes[kNetworks] = {"actor", "critic.q1", "critic.q2", "value"};
-    return std::string("the gradient of ") + kPrefixes[first / 2 / kMostLayers] + ".layers." +
-           std::to_string(first / 2 % kMostLayers) + (first % 2 == 0 ? ".weight" : ".bias");
+    std::int64_t first = kNoTensor;
+    for (const BadTensor& each : job_.bad_tensors) first = std::min(first, each.number);
+    return first == kNoTensor ? "" : gradient_name(first);
   }
 
-  bool target_is_due() const { return (s_.counters.gradient_updates + 1) % settings_.target_update_interval == 0; }
-
-  void step_temperature() {
-    if (!settings_.learn_alpha) return;
-    UpdateCounters& counters = s_.counters;
-    const T gap = static_cast<T>(job_.mean_log_prob + settings_.target_entropy);
-    const T log_alpha = static_cast<T>(counters.log_alpha);
-    metric(Metric::kAlphaLoss) = -log_alpha * gap;
-    const AdamState<T> before = {log_alpha, static_cast<T>(counters.log_alpha_exp_avg),
-                                 static_cast<T>(counters.log_alpha_exp_avg_sq)};
-    const AdamState<T> state = adam_element(-gap, before, factors(settings_.alpha_lr, ++counters.alpha_steps));
-    counters.log_alpha = state.parameter;
-    counters.log_alpha_exp_avg = state.exp_avg;
-    counters.log_alpha_exp_avg_sq = state.exp_avg_sq;
-  }
+  bool moves_target() const { return target_is_due(s_.counters, settings_.target_update_interval); }
 
   // ---- Threads --------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,268 @@
+"""The native engines of the fused update behind one interface: tensors in, tensors out, on the CPU or on a GPU.
+
+What an engine computes is written once, in csrc/update/sac_update.h. Only `sacfast.fused` uses these classes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sacfast import _C, _ext
+
+_NUMPY_DTYPES: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+class Engine(Protocol):
+    """Networks, optimisers and counters of one learner, and the updates that advance them."""
+
+    @property
+    def counters(self) -> _C.UpdateCounters:
+        """The state that is no tensor, after all updates made so far. Changes count from the next update on."""
+        ...
+
+    @property
+    def gradient_updates(self) -> int:
+        """Whole updates made since the start, those under way included; waits for nothing."""
+        ...
+
+    def run(
+        self, rows: Tensor, index: Tensor, next_noise: Tensor | None, noise: Tensor | None, actor: Tensor
+    ) -> Tensor:
+        """Make one update for each row of `index` [steps, B]; return the sums of the metrics, as `METRICS` orders them.
+
+        `rows` [capacity, 2*O + A + 2] float32 is the replay buffer's memory; given noise [B, A] serves every update.
+        `actor` [P] takes the parameters that result. All are on the engine's device, and contiguous.
+
+        Raises FloatingPointError when a loss or a gradient was not finite; the state is that of before this update.
+        """
+        ...
+
+    def read(self, network: str, part: str, into: Tensor) -> None:
+        """Write a part of a network, in torch's order, to `into` [P]."""
+        ...
+
+    def write(self, network: str, part: str, values: Tensor) -> None:
+        """Take a part of a network, in torch's order, from `values` [P]."""
+        ...
+
+    def profile(self) -> list[tuple[str, float, float]]:
+        """Return phase, seconds and floating-point operations so far, and measure from now on."""
+        ...
+
+    def threads(self) -> int:
+        """Return how many of the host's threads share an update."""
+        ...
+
+    def wait(self) -> None:
+        """Wait for the updates under way; raises as `run`."""
+        ...
+
+
+METRICS: tuple[str, ...] = tuple(_C.METRICS)
+
+
+def make_engine(settings: _C.UpdateSettings, device: torch.device, dtype: torch.dtype) -> Engine:
+    """Build the engine for a device.
+
+    Raises ValueError for a device or dtype that no engine has, and torch.OutOfMemoryError when the GPU's memory does
+    not hold it.
+    """
+    if dtype not in _NUMPY_DTYPES:
+        raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
+    if device.type == "cpu":
+        return CpuEngine(settings, dtype)
+    if device.type == "cuda":
+        if reason := _ext.cuda_reason():
+            raise ValueError(f"device: expected one that this machine has, got {str(device)!r}: {reason}")
+        return GpuEngine(settings, device, dtype)
+    raise ValueError(f"device: the fused backend runs on 'cpu' and 'cuda', got {str(device)!r}")
+
+
+class CpuEngine:
+    """As many threads as torch is set to, but no more than this process may use cores. Results do not depend on it."""
+
+    def __init__(self, settings: _C.UpdateSettings, dtype: torch.dtype) -> None:
+        """Allocate all that updates need."""
+        engine_type = _C.Engine32 if dtype == torch.float32 else _C.Engine64
+        self._engine = engine_type(settings)
+        self._settings = settings
+        self._dtype = dtype
+        self._limit = min(usable_cores(), settings.batch_size)
+
+    @property
+    def counters(self) -> _C.UpdateCounters:
+        """See `Engine`."""
+        return self._engine.counters
+
+    @property
+    def gradient_updates(self) -> int:
+        """See `Engine`."""
+        return int(self._engine.counters.gradient_updates)
+
+    def run(
+        self, rows: Tensor, index: Tensor, next_noise: Tensor | None, noise: Tensor | None, actor: Tensor
+    ) -> Tensor:
+        """See `Engine`. Also raises RuntimeError for use by two threads at once, or after a fork."""
+        given = (None if each is None else each.numpy() for each in (next_noise, noise))
+        result = self._engine.update(rows.numpy(), index.numpy(), self.threads(), *given)
+        self.read("actor", "parameters", actor)
+        if result["fault"]:
+            bad = self._not_finite(rows[index[result["updates"]]])
+            raise FloatingPointError(fault_message(result["fault"], self.gradient_updates, bad))
+        return torch.tensor([result["metrics"][name] for name in METRICS], dtype=torch.float64)
+
+    def read(self, network: str, part: str, into: Tensor) -> None:
+        """See `Engine`."""
+        self._engine.read(network, part, into.numpy())
+
+    def write(self, network: str, part: str, values: Tensor) -> None:
+        """See `Engine`."""
+        self._engine.write(network, part, values.numpy())
+
+    def profile(self) -> list[tuple[str, float, float]]:
+        """See `Engine`."""
+        return self._engine.profile()
+
+    def threads(self) -> int:
+        """See `Engine`."""
+        return max(1, min(torch.get_num_threads(), self._limit))
+
+    def wait(self) -> None:
+        """See `Engine`: `run` has waited."""
+
+    def _not_finite(self, rows: Tensor) -> str:
+        """Say which columns of a minibatch hold a number that is not finite, if any does."""
+        sizes = (self._settings.observation_dim, self._settings.action_dim, 1, self._settings.observation_dim, 1)
+        names = ("observation", "action", "reward", "next_observation", "terminated")
+        bad = [name for name, field in zip(names, rows.split(sizes, 1), strict=True) if not field.isfinite().all()]
+        return f" (the minibatch holds NaN or infinity in: {', '.join(bad)})" if bad else ""
+
+
+class GpuEngine:
+    """Updates as CUDA graphs: a call queues its work behind what was queued before, and waits for nothing.
+
+    So an update that failed is known later. Until then every update queued behind it does nothing, and the next call
+    that finds it raises what it met.
+    """
+
+    def __init__(self, settings: _C.UpdateSettings, device: torch.device, dtype: torch.dtype) -> None:
+        """Take all memory that updates need, from torch."""
+        self._device = device
+        engine_type = _C.GpuEngine32 if dtype == torch.float32 else _C.GpuEngine64
+        with torch.cuda.device(device):
+            self._memory = torch.zeros(engine_type.bytes(settings, 1), dtype=torch.uint8, device=device)
+            self._engine = engine_type(settings, 1, self._memory.data_ptr(), self._stream())
+            self._last_call = torch.cuda.Event()
+        self._made: int | None = 0  # updates, when the GPU was last waited for; None: to be asked
+        self._queued = 0  # updates since then
+        self._fault = ""  # found, and not raised yet
+
+    @property
+    def counters(self) -> _C.UpdateCounters:
+        """See `Engine`; waits for the GPU."""
+        self._wait()
+        self._made = None
+        return self._engine.counters
+
+    @property
+    def gradient_updates(self) -> int:
+        """See `Engine`. Those that a failed update keeps from being made count until the failure is known."""
+        return self._known() + self._queued
+
+    def run(
+        self, rows: Tensor, index: Tensor, next_noise: Tensor | None, noise: Tensor | None, actor: Tensor
+    ) -> Tensor:
+        """See `Engine`. The result and `actor` are there in the order of the current stream."""
+        if self._queued and self._last_call.query():
+            self._wait()
+        self.check()
+        self._known()
+        metrics = torch.empty(len(METRICS), dtype=torch.float64, device=self._device)
+        with torch.cuda.device(self._device):
+            self._engine.enqueue(
+                rows=rows.data_ptr(),
+                rows_apart=0,
+                index=index.data_ptr(),
+                steps=len(index),
+                next_noise=0 if next_noise is None else next_noise.data_ptr(),
+                noise=0 if noise is None else noise.data_ptr(),
+                actors=actor.data_ptr(),
+                metrics=metrics.data_ptr(),
+                stream=self._stream(),
+            )
+            self._last_call.record()
+        self._queued += len(index)
+        return metrics
+
+    def check(self) -> None:
+        """Raise what a failed update has met, if one is known to have failed."""
+        if self._fault:
+            fault, self._fault = self._fault, ""
+            raise FloatingPointError(fault_message(fault, self.gradient_updates))
+
+    def wait(self) -> None:
+        """Wait for the GPU, and raise what a failed update has met."""
+        self._wait()
+        self.check()
+
+    def read(self, network: str, part: str, into: Tensor) -> None:
+        """See `Engine`; waits for the GPU."""
+        self._wait()
+        with torch.cuda.device(self._device):
+            self._engine.read(network, part, into.data_ptr())
+
+    def write(self, network: str, part: str, values: Tensor) -> None:
+        """See `Engine`; waits for the GPU."""
+        self._wait()
+        with torch.cuda.device(self._device):
+            torch.cuda.current_stream().synchronize()  # which may still be at work on the values
+            self._engine.write(network, part, values.data_ptr())
+
+    def profile(self) -> list[tuple[str, float, float]]:
+        """Raise RuntimeError: the phases of a graph are not timed one by one."""
+        raise RuntimeError("profile: phases are timed on the CPU; on a GPU use a profiler such as nsys")
+
+    def threads(self) -> int:
+        """See `Engine`."""
+        return 1
+
+    def _known(self) -> int:
+        # Asked while nothing is queued: `counters` has waited, and `run` asks before it queues.
+        if self._made is None:
+            self._made = int(self._engine.counters.gradient_updates)
+        return self._made
+
+    def _wait(self) -> None:
+        if not self._queued:
+            return
+        with torch.cuda.device(self._device):
+            outcome = self._engine.collect()
+        self._made, self._queued = outcome["gradient_updates"], 0
+        self._fault = self._fault or outcome["fault"]
+
+    def _stream(self) -> int:
+        return int(torch.cuda.current_stream(self._device).cuda_stream)
+
+
+def fault_message(fault: str, updates: int, detail: str = "") -> str:
+    """Return the message for `fault`, met by the update after `updates` whole ones."""
+    return f"update {updates + 1}: {fault} is not finite{detail}; the learner is as it was after update {updates}"
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may keep busy: by its affinity and by its control group's quota."""
+    cores = float(len(os.sched_getaffinity(0)))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except OSError:
+        return int(cores)  # no control groups, or their first version, which containers no longer use
+    if quota != "max":
+        cores = min(cores, float(quota) / float(period))
+    return max(1, math.floor(cores))

@@ -1,0 +1,367 @@
+// The GPU's kernels and their engine (csrc/update/{kernels,gpu_state,gpu_worker,gpu_engine}.h), run on the host and
+// compared with the CPU engine: the same updates, the same faults, several learners side by side, and no dependence on
+// the order of blocks and threads.
+//
+// Compiled with csrc/update/engine_cpu.cpp, csrc/core/thread_team.cpp and csrc/core/cpu_level.cpp.
+//
+// Exits with 1 if a check fails.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <limits>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "expect.h"
+#include "host_machine.h"
+#include "update/gpu_engine.h"
+
+namespace sacfast::SACFAST_ISA {
+namespace {
+
+constexpr std::int64_t kTransitions = 60;
+
+UpdateSettings settings_of(std::vector<std::int64_t> hidden_sizes, std::int64_t batch_size) {
+  UpdateSettings settings;
+  settings.observation_dim = 5;
+  settings.action_dim = 3;
+  settings.batch_size = batch_size;
+  settings.hidden_sizes = std::move(hidden_sizes);
+  settings.gamma = 0.99;
+  settings.reward_scale = 1.5;
+  settings.target_entropy = -3;
+  settings.actor_lr = 3e-3;
+  settings.critic_lr = 2e-3;
+  settings.alpha_lr = 1e-3;
+  settings.value_lr = 4e-3;
+  settings.adam_beta1 = 0.9;
+  settings.adam_beta2 = 0.999;
+  settings.adam_eps = 1e-8;
+  settings.tau = 0.05;
+  settings.log_std_low = -20;
+  settings.log_std_high = 2;
+  return settings;
+}
+
+UpdateSettings v1(UpdateSettings settings) {
+  settings.value_network = true;
+  settings.learn_alpha = false;
+  settings.alpha = 0.3;
+  return settings;
+}
+
+template <class T>
+using HostEngine = GpuEngine<T, HostMachine>;
+
+// Memory of learners, and their engine.
+template <class T>
+struct Simulated {
+  std::vector<char> memory;
+  HostEngine<T> engine;
+
+  explicit Simulated(const UpdateSettings& settings, int learners = 1, bool reversed = false)
+      : memory(static_cast<std::size_t>(HostEngine<T>::bytes(settings, learners))),
+        engine(settings, learners, memory.data(), HostMachine(reversed)) {}
+};
+
+template <class Visit>
+void for_each_part(const UpdateSettings& settings, const Visit& visit) {
+  for (int index = 0; index < kNetworks; ++index) {
+    const auto network = static_cast<Network>(index);
+    if (network == Network::kValue && !settings.value_network) continue;
+    const bool followed =
+        settings.value_network ? network == Network::kValue : network == Network::kQ1 || network == Network::kQ2;
+    for (int part = 0; part < kParts; ++part) {
+      if (static_cast<Part>(part) != Part::kTarget || followed) visit(network, static_cast<Part>(part));
+    }
+  }
+}
+
+// Gives any engine the start that belongs to `seed`.
+template <class T>
+void start(UpdateEngine<T>& engine, const UpdateSettings& settings, std::uint64_t seed) {
+  Mixer mixer{seed};
+  for_each_part(settings, [&](Network network, Part part) {
+    std::vector<T> values(static_cast<std::size_t>(engine.parameter_count(network)));
+    // Some of the optimisers' past, with a positive second moment.
+    for (T& each : values) each = static_cast<T>(0.3 * mixer.uniform());
+    if (part == Part::kExpAvg || part == Part::kExpAvgSq) {
+      for (T& each : values) each = each * each;
+    }
+    engine.write(network, part, values.data());
+  });
+  UpdateCounters& counters = engine.counters();
+  counters.noise_seed = seed;
+  counters.noise_offset = 7;
+  counters.log_alpha = -0.4;
+  counters.gradient_updates = 3;
+  counters.alpha_steps = 3;
+  for (std::int64_t& steps : counters.adam_steps) steps = 3;
+}
+
+template <class T>
+std::vector<double> state_of(UpdateEngine<T>& engine, const UpdateSettings& settings) {
+  const UpdateCounters counters = engine.counters();
+  std::vector<double> all = {counters.log_alpha,
+                             counters.log_alpha_exp_avg,
+                             counters.log_alpha_exp_avg_sq,
+                             static_cast<double>(counters.alpha_steps),
+                             static_cast<double>(counters.gradient_updates),
+                             static_cast<double>(counters.noise_offset)};
+  for (const std::int64_t steps : counters.adam_steps) all.push_back(static_cast<double>(steps));
+  for_each_part(settings, [&](Network network, Part part) {
+    std::vector<T> values(static_cast<std::size_t>(engine.parameter_count(network)));
+    engine.read(network, part, values.data());
+    all.insert(all.end(), values.begin(), values.end());
+  });
+  return all;
+}
+
+struct Transitions {
+  std::int64_t width;
+  std::vector<float> rows;
+
+  Transitions(const UpdateSettings& settings, std::uint64_t seed)
+      : width(2 * settings.observation_dim + settings.action_dim + 2),
+        rows(static_cast<std::size_t>(kTransitions * width)) {
+    Mixer mixer{seed};
+    for (float& each : rows) each = static_cast<float>(mixer.uniform());
+    for (std::int64_t row = 0; row < kTransitions; ++row) at(row, width - 1) = row % 3 == 0 ? 1.0f : 0.0f;
+  }
+  float& at(std::int64_t row, std::int64_t col) { return rows[static_cast<std::size_t>(row * width + col)]; }
+};
+
+std::vector<std::int64_t> index_of(std::int64_t steps, std::int64_t batch, std::int64_t first = 0) {
+  std::vector<std::int64_t> index(static_cast<std::size_t>(steps * batch));
+  for (std::size_t i = 0; i < index.size(); ++i) index[i] = (static_cast<std::int64_t>(i) * 7 + first) % kTransitions;
+  return index;
+}
+
+template <class T>
+UpdateWork<T> work_of(const Transitions& transitions, const std::vector<std::int64_t>& index, std::int64_t steps) {
+  UpdateWork<T> work;
+  work.rows = transitions.rows.data();
+  work.index = index.data();
+  work.steps = steps;
+  return work;
+}
+
+// The largest difference, as a share of the larger of one and the value; infinite where it is not a number.
+double difference(const std::vector<double>& a, const std::vector<double>& b) {
+  if (a.size() != b.size()) return std::numeric_limits<double>::infinity();
+  double most = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const double gap = std::fabs(a[i] - b[i]) / std::max(1.0, std::fabs(a[i]));
+    most = std::isnan(gap) ? std::numeric_limits<double>::infinity() : std::max(most, gap);
+  }
+  return most;
+}
+
+template <class T>
+void check_same_updates(const char* name, const UpdateSettings& settings, bool given_noise = false) {
+  // In double both round alike, but for the order of sums; in float Adam's division by a small root magnifies that.
+  const double tolerance = sizeof(T) == 8 ? 1e-11 : 5e-5;
+  const Transitions transitions(settings, 5);
+  std::unique_ptr<UpdateEngine<T>> cpu;
+  make_engine(settings, cpu);
+  Simulated<T> gpu(settings), reversed(settings, 1, true);
+  for (UpdateEngine<T>* engine :
+       {cpu.get(), static_cast<UpdateEngine<T>*>(&gpu.engine), static_cast<UpdateEngine<T>*>(&reversed.engine)}) {
+    start(*engine, settings, 4);
+  }
+  std::vector<T> noise(static_cast<std::size_t>(settings.batch_size * settings.action_dim));
+  Mixer mixer{8};
+  for (T& each : noise) each = static_cast<T>(2 * mixer.uniform());
+  for (const std::int64_t steps : {1, 1, 3}) {
+    const std::vector<std::int64_t> index = index_of(steps, settings.batch_size, steps);
+    UpdateWork<T> work = work_of<T>(transitions, index, steps);
+    if (given_noise) {
+      work.noise = noise.data();
+      if (!settings.value_network) work.next_noise = noise.data();
+    }
+    const UpdateOutcome expected = cpu->update(work), got = gpu.engine.update(work),
+                        other = reversed.engine.update(work);
+    EXPECT(expected.fault.empty() && got.fault.empty() && got.updates == steps);
+    const std::vector<double> state = state_of(gpu.engine, settings);
+    const double apart = difference(state_of(*cpu, settings), state);
+    const double metrics_apart =
+        difference({expected.metrics, expected.metrics + kMetrics}, {got.metrics, got.metrics + kMetrics});
+    if (!(apart <= tolerance && metrics_apart <= tolerance)) {
+      std::printf("%s: parameters differ by %g, metrics by %g\n", name, apart, metrics_apart);
+    }
+    EXPECT(apart <= tolerance);
+    EXPECT(metrics_apart <= tolerance);
+    EXPECT(state == state_of(reversed.engine, settings));  // every bit
+    EXPECT(std::equal(got.metrics, got.metrics + kMetrics, other.metrics));
+  }
+}
+
+// Learners side by side end as each does alone, to the last bit.
+void check_side_by_side(const UpdateSettings& settings) {
+  constexpr int learners = 3;
+  constexpr std::int64_t steps = 3;
+  Simulated<float> together(settings, learners);
+  std::vector<float> rows;
+  std::vector<std::int64_t> index;
+  for (int i = 0; i < learners; ++i) {
+    together.engine.select(i);
+    start<float>(together.engine, settings, static_cast<std::uint64_t>(i + 1));
+    const Transitions own(settings, static_cast<std::uint64_t>(i + 10));
+    rows.insert(rows.end(), own.rows.begin(), own.rows.end());
+    const std::vector<std::int64_t> part = index_of(steps, settings.batch_size, i);
+    index.insert(index.end(), part.begin(), part.end());
+  }
+  UpdateWork<float> work;
+  work.rows = rows.data();
+  work.index = index.data();
+  work.steps = steps;
+  std::int64_t actor_size = together.engine.parameter_count(Network::kActor);
+  std::vector<float> actors(static_cast<std::size_t>(learners * actor_size));
+  std::vector<double> metrics(static_cast<std::size_t>(learners * kMetrics));
+  together.engine.enqueue(work, static_cast<std::int64_t>(rows.size()) / learners, {actors.data(), metrics.data()});
+  EXPECT(together.engine.collect().updates == steps);
+  for (int i = 0; i < learners; ++i) {
+    Simulated<float> alone(settings);
+    start<float>(alone.engine, settings, static_cast<std::uint64_t>(i + 1));
+    const Transitions own(settings, static_cast<std::uint64_t>(i + 10));
+    const std::vector<std::int64_t> part = index_of(steps, settings.batch_size, i);
+    const UpdateOutcome outcome = alone.engine.update(work_of<float>(own, part, steps));
+    together.engine.select(i);
+    EXPECT(state_of<float>(together.engine, settings) == state_of<float>(alone.engine, settings));
+    std::vector<float> actor(static_cast<std::size_t>(actor_size));
+    alone.engine.read(Network::kActor, Part::kParameters, actor.data());
+    EXPECT(std::equal(actor.begin(), actor.end(), actors.begin() + i * actor_size));
+    EXPECT(std::equal(outcome.metrics, outcome.metrics + kMetrics, metrics.begin() + i * kMetrics));
+  }
+}
+
+// The same fault as on the CPU, the same updates before it, and nothing changed by it or after it.
+void check_faults(const UpdateSettings& settings) {
+  const std::int64_t action = settings.observation_dim, reward = action + settings.action_dim;
+  const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
+  for (const std::int64_t col : {std::int64_t{0}, action, reward, reward + 1}) {
+    for (const float bad : {nan, inf, 3e38f}) {
+      Transitions transitions(settings, 5);
+      // The second minibatch meets it.
+      const std::int64_t steps = 4;
+      std::vector<std::int64_t> index = index_of(steps, settings.batch_size);
+      for (std::int64_t& each : index) each = std::max<std::int64_t>(each, 1);
+      index[static_cast<std::size_t>(settings.batch_size) + 1] = 0;
+      transitions.at(0, col) = bad;
+      std::unique_ptr<UpdateEngine<float>> cpu;
+      make_engine(settings, cpu);
+      Simulated<float> gpu(settings), twin(settings);
+      start(*cpu, settings, 4);
+      start<float>(gpu.engine, settings, 4);
+      start<float>(twin.engine, settings, 4);
+      const UpdateOutcome expected = cpu->update(work_of<float>(transitions, index, steps));
+      const UpdateOutcome got = gpu.engine.update(work_of<float>(transitions, index, steps));
+      if (expected.fault != got.fault) {
+        std::printf("column %d, %g: expected '%s', got '%s'\n", static_cast<int>(col), static_cast<double>(bad),
+                    expected.fault.c_str(), got.fault.c_str());
+      }
+      EXPECT(got.fault == expected.fault);
+      EXPECT(got.updates == expected.updates);
+      // The twin makes only what came before; then both go on alike.
+      twin.engine.update(work_of<float>(transitions, index, got.updates));
+      EXPECT(state_of<float>(gpu.engine, settings) == state_of<float>(twin.engine, settings));
+      transitions.at(0, col) = 0.5f;
+      gpu.engine.update(work_of<float>(transitions, index, steps));
+      twin.engine.update(work_of<float>(transitions, index, steps));
+      EXPECT(state_of<float>(gpu.engine, settings) == state_of<float>(twin.engine, settings));
+    }
+  }
+}
+
+// One of two learners fails; both are whole, and go on.
+void check_one_of_two_fails(const UpdateSettings& settings) {
+  constexpr std::int64_t steps = 2;
+  Transitions good(settings, 5);
+  std::vector<float> rows = good.rows;
+  good.at(0, settings.observation_dim + settings.action_dim) = std::numeric_limits<float>::infinity();
+  rows.insert(rows.end(), good.rows.begin(), good.rows.end());
+  std::vector<std::int64_t> index = index_of(2 * steps, settings.batch_size);
+  for (std::int64_t& each : index) each = std::max<std::int64_t>(each, 1);
+  UpdateWork<float> work;
+  work.rows = rows.data();
+  work.index = index.data();
+  work.steps = steps;
+  const auto apart = static_cast<std::int64_t>(good.rows.size());
+  Simulated<float> pair(settings, 2), twin(settings, 2);
+  for (Simulated<float>* each : {&pair, &twin}) {
+    for (const int i : {0, 1}) {
+      each->engine.select(i);
+      start<float>(each->engine, settings, static_cast<std::uint64_t>(i + 1));
+    }
+  }
+  index[static_cast<std::size_t>(3 * settings.batch_size)] = 0;  // of the second learner's second minibatch
+  pair.engine.enqueue(work, apart);
+  EXPECT(pair.engine.collect().fault == "critic_loss");
+  pair.engine.select(1);
+  EXPECT(pair.engine.counters().gradient_updates == 3 + 1);
+  index[static_cast<std::size_t>(3 * settings.batch_size)] = 1;
+  // The second learner's twin makes one update less.
+  work.steps = 1;
+  pair.engine.enqueue(work, apart);
+  EXPECT(pair.engine.collect().fault.empty());
+  EXPECT(pair.engine.counters().gradient_updates == 3 + 2);
+  Simulated<float> alone(settings);
+  start<float>(alone.engine, settings, 2);
+  const std::vector<std::int64_t> first(index.begin() + 2 * settings.batch_size,
+                                        index.begin() + 3 * settings.batch_size);
+  const std::vector<std::int64_t> second(index.begin() + settings.batch_size, index.begin() + 2 * settings.batch_size);
+  alone.engine.update(work_of<float>(good, first, 1));
+  alone.engine.update(work_of<float>(good, second, 1));
+  EXPECT(state_of<float>(pair.engine, settings) == state_of<float>(alone.engine, settings));
+}
+
+int run() {
+  const UpdateSettings usual = settings_of({33, 70}, 37);
+  check_same_updates<double>("usual", usual);
+  check_same_updates<float>("usual, float", usual);
+  check_same_updates<double>("noise given", usual, true);
+  check_same_updates<double>("v1", v1(usual));
+  check_same_updates<float>("v1, float", v1(usual));
+  check_same_updates<double>("v1, noise given", v1(usual), true);
+  for (const UpdateSettings& each :
+       {settings_of({}, 16), settings_of({9}, 1), settings_of({4, 5, 6, 40}, 70), settings_of({100, 20}, 130)}) {
+    check_same_updates<double>("sizes", each);
+    check_same_updates<double>("sizes, v1", v1(each));
+  }
+  UpdateSettings other = usual;
+  other.deterministic_policy = true;
+  check_same_updates<double>("deterministic", other);
+  other = usual;
+  other.hard_target_update = true;
+  other.target_update_interval = 2;
+  check_same_updates<double>("hard target", other);
+  other = usual;
+  other.target_update_interval = 3;
+  other.log_std_bounding = LogStdBounding::kTanh;
+  check_same_updates<double>("interval, tanh", other);
+  other = usual;
+  other.log_std_bounding = LogStdBounding::kNone;
+  other.learn_alpha = false;
+  other.alpha = 0;
+  check_same_updates<double>("no bounding, no alpha", other);
+  other = usual;
+  other.observation_dim = 67;
+  other.action_dim = 60;
+  other.hidden_sizes = {40, 300};
+  check_same_updates<double>("wide", other);
+
+  for (const UpdateSettings& each : {usual, v1(usual), settings_of({}, 16)}) {
+    check_side_by_side(each);
+    check_faults(each);
+    check_one_of_two_fails(each);
+  }
+  return report();
+}
+
+}  // namespace
+}  // namespace sacfast::SACFAST_ISA
+
+int main() { return sacfast::SACFAST_ISA::run(); }

@@ -1,0 +1,170 @@
+"""The fused update on a GPU against the CPU's: the same states, the same faults, the same bits run to run."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from learner_cases import A, B, O, assert_states_equal, every_option, make_config, random_batch, random_noise
+from torch import Tensor
+
+from sacfast.config import SACConfig
+from sacfast.fused import FusedLearner
+from sacfast.learner import make_learner
+from sacfast.replay import ReplayBuffer
+
+pytestmark = pytest.mark.cuda
+State = dict[str, Tensor]
+
+
+def learners(config: SACConfig, dtype: torch.dtype) -> tuple[FusedLearner, FusedLearner]:
+    """On the CPU and on the GPU, with the same parameters."""
+    cpu, gpu = (FusedLearner(O, A, config, device=device, seed=3, dtype=dtype) for device in ("cpu", "cuda"))
+    assert_states_equal(cpu.state_dict(), host(gpu.state_dict()))
+    return cpu, gpu
+
+
+def host(state: State) -> State:
+    return {name: value.cpu() for name, value in state.items()}
+
+
+def on_gpu(noise: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.cuda() for name, value in noise.items()}
+
+
+def filled(length: int = 64) -> ReplayBuffer:
+    replay = ReplayBuffer(length, O, A, device="cuda", seed=0)
+    batch = random_batch(0, rows=length)
+    replay.add(*batch[:4], batch.terminated.bool())
+    return replay
+
+
+@every_option
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-10), (torch.float32, 2e-4)], ids=["f64", "f32"])
+def test_the_updates_are_those_of_the_cpu(options: dict[str, Any], dtype: torch.dtype, limit: float) -> None:
+    """By rounding alone they differ: in the order of sums, which Adam's division by a small root magnifies."""
+    cpu, gpu = learners(make_config(options), dtype)
+    for step in range(10):
+        batch, noise = random_batch(step, dtype), random_noise(cpu.config, step, dtype)
+        expected = cpu.update_batch(batch, **noise)
+        found = gpu.update_batch(type(batch)(*(field.cuda() for field in batch)), **on_gpu(noise))
+        torch.testing.assert_close(found.cpu(), expected, rtol=limit, atol=limit)
+    gpu.wait()
+    state = host(gpu.state_dict())
+    for name, value in cpu.state_dict().items():
+        torch.testing.assert_close(
+            state[name], value, rtol=limit, atol=limit, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    torch.testing.assert_close(gpu.actor.flat.cpu(), cpu.actor.flat, rtol=limit, atol=limit)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "hidden_sizes"), [(1, (5,)), (37, (33, 70)), (256, (256, 256)), (300, (64, 17, 129))], ids=str
+)
+def test_sizes(batch_size: int, hidden_sizes: tuple[int, ...]) -> None:
+    cpu, gpu = learners(make_config(batch_size=batch_size, hidden_sizes=hidden_sizes), torch.float64)
+    for step in range(3):
+        batch = random_batch(step, torch.float64, rows=batch_size)
+        noise = random_noise(cpu.config, step, torch.float64, rows=batch_size)
+        cpu.update_batch(batch, **noise)
+        gpu.update_batch(type(batch)(*(field.cuda() for field in batch)), **on_gpu(noise))
+    state = host(gpu.state_dict())
+    for name, value in cpu.state_dict().items():
+        torch.testing.assert_close(state[name], value, rtol=1e-10, atol=1e-10)
+
+
+def test_the_same_start_gives_the_same_bits() -> None:
+    def run(calls: list[int]) -> State:
+        learner, replay = make_learner(O, A, make_config(), device="cuda", seed=3), filled()
+        for steps in calls:
+            learner.update(replay, steps)
+        return host(learner.state_dict())
+
+    expected = run([12])
+    assert expected["gradient_updates"] == 12
+    assert_states_equal(run([12]), expected)
+
+
+def test_noise_drawn_inside_is_the_cpus() -> None:
+    cpu, gpu = learners(make_config(), torch.float64)
+    batch = random_batch(0, torch.float64)
+    for _ in range(2):
+        cpu.update_batch(batch)
+        gpu.update_batch(type(batch)(*(field.cuda() for field in batch)))
+    state = host(gpu.state_dict())
+    assert torch.equal(state["noise_state"], cpu.state_dict()["noise_state"])
+    torch.testing.assert_close(
+        state["actor.layers.0.weight"], cpu.state_dict()["actor.layers.0.weight"], atol=1e-9, rtol=0
+    )
+
+
+def test_a_state_goes_on_in_another_learner_and_on_the_cpu() -> None:
+    learner, replay = make_learner(O, A, make_config(), device="cuda", seed=3), filled()
+    learner.update(replay, 3)
+    state = learner.state_dict()
+    other = make_learner(O, A, make_config(), device="cuda", seed=9)
+    other.load_state_dict(state)
+    assert other.gradient_updates == 3
+    on_cpu = FusedLearner(O, A, make_config())
+    on_cpu.load_state_dict(host(state))
+    assert_states_equal(host(other.state_dict()), on_cpu.state_dict())
+
+
+def wait_by_state(learner: FusedLearner) -> None:
+    learner.state_dict()
+    learner.update(filled(), 1)
+
+
+@pytest.mark.parametrize("meet", [FusedLearner.wait, wait_by_state])
+def test_a_failed_update_is_named_later_and_changes_nothing(meet: Callable[[FusedLearner], None]) -> None:
+    config = make_config()
+    learner, twin = (FusedLearner(O, A, config, device="cuda", seed=3) for _ in range(2))
+    good = filled()
+    for each in (learner, twin):
+        each.update(good, 1)
+        each.wait()
+    bad = filled()
+    bad.rows[:, O + A] = torch.inf
+    learner.update(bad, 2)
+    learner.update(bad, 2)
+    with pytest.raises(FloatingPointError, match=r"update 2: critic_loss is not finite.*as it was after update 1"):
+        meet(learner)
+    assert learner.gradient_updates == 1
+    assert_states_equal(host(learner.state_dict()), host(twin.state_dict()))
+    learner.update(good, 1)  # and it goes on
+    learner.wait()
+    assert learner.gradient_updates == 2
+
+
+def test_updates_wait_for_nothing_and_allocate_nothing() -> None:
+    learner, replay = make_learner(O, A, make_config(), device="cuda", seed=3), filled()
+    learner.update(replay, 2)  # both graphs are recorded
+    learner.update(replay, 2)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(50):
+            learner.update(replay, 4)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() == before
+
+
+def test_memory_that_does_not_suffice_is_torchs_error() -> None:
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+        FusedLearner(O, A, make_config(hidden_sizes=(200_000, 200_000)), device="cuda")
+
+
+def test_other_rows_are_refused() -> None:
+    learner = FusedLearner(O, A, make_config(), device="cuda")
+    with pytest.raises(ValueError, match=r"replay: expected rows of 13 float32 on cuda.*on cpu"):
+        learner.update(ReplayBufferOnHost(), 1)
+
+
+class ReplayBufferOnHost(ReplayBuffer):
+    def __init__(self) -> None:
+        super().__init__(B, O, A)
+        batch = random_batch(0)
+        self.add(*batch[:4], batch.terminated.bool())

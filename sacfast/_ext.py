@@ -19,7 +19,8 @@ def load() -> None:
     """Load the ops library into torch.
 
     Raises:
-        ImportError: the library is missing, or was built against another torch; the message says what to do.
+        ImportError: the library is missing, was built against another torch, or is told to use an instruction set
+            that the processor lacks; the message says what to do.
     """
     if not LIBRARY.exists():
         raise ImportError(
@@ -33,6 +34,16 @@ def load() -> None:
             f"sacfast: {LIBRARY.name} does not load into torch {torch.__version__} ({error}); it was probably "
             "built against another torch: run `pip install --no-build-isolation --force-reinstall .` again"
         ) from error
+    built_against = torch.ops.sacfast.torch_version()
+    if built_against != ".".join(torch.__version__.split(".")[:2]):
+        raise ImportError(
+            f"sacfast: {LIBRARY.name} was built against torch {built_against}, whose binary interface torch "
+            f"{torch.__version__} does not keep: run `pip install --no-build-isolation --force-reinstall .` again"
+        )
+    try:
+        torch.ops.sacfast.cpu_level()
+    except RuntimeError as error:  # SACFAST_CPU_LEVEL
+        raise ImportError(f"sacfast: {error}") from error
 
 
 def cuda_reason() -> str:

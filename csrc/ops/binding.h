@@ -13,6 +13,7 @@
 #include <torch/csrc/autograd/saved_variable.h>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <string>
@@ -173,6 +174,10 @@ constexpr bool kOnCpu = std::is_same_v<T, float> || std::is_same_v<T, double>;
 // Elements of work below which a second thread costs more than it saves.
 constexpr std::int64_t kGrainElements = 16384;
 
+// Whether this process was forked from one that had loaded the library. OpenMP's threads do not survive a fork, and a
+// child that waits for them hangs: there the kernels run in the calling thread alone.
+inline std::atomic<bool> in_forked_child{false};
+
 // Makes the tensor's device current while it lives.
 #if defined(SACFAST_WITH_CUDA)
 class DeviceOf {
@@ -195,12 +200,18 @@ class DeviceOf {
 };
 #endif
 
-// Runs the kernel `function` for `extent` units of work on the tensor's device: on the CPU shared among torch's
-// threads, at least `grain` units each.
-#define SACFAST_RUN_CPU(function, T, params, extent, grain)                                                          \
-  if constexpr (kOnCpu<T>) {                                                                                         \
-    at::parallel_for(0, extent, grain,                                                                               \
-                     [&](std::int64_t begin, std::int64_t end) { SACFAST_CALL_CPU(function, params, begin, end); }); \
+// Shares [0, extent) among torch's threads, at least `grain` units each.
+template <class Body>
+void share_among_threads(std::int64_t extent, std::int64_t grain, const Body& body) {
+  if (in_forked_child.load(std::memory_order_relaxed)) return body(0, extent);
+  at::parallel_for(0, extent, grain, body);
+}
+
+// Runs the kernel `function` for `extent` units of work on the tensor's device.
+#define SACFAST_RUN_CPU(function, T, params, extent, grain)                                                            \
+  if constexpr (kOnCpu<T>) {                                                                                           \
+    share_among_threads(                                                                                               \
+        extent, grain, [&](std::int64_t begin, std::int64_t end) { SACFAST_CALL_CPU(function, params, begin, end); }); \
   }
 #if defined(SACFAST_WITH_CUDA)
 #define SACFAST_RUN(function, tensor, T, params, extent, grain)             \

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sacfast import _ext  # noqa: F401  (loads the native library)
+from sacfast.ops._fake import check_one_device
 
 
 def polyak_update_(
@@ -49,4 +50,7 @@ def polyak_update_reference_(
 
 @torch.library.register_fake("sacfast::polyak_update_")
 def _(target_params, online_params, tau):  # type: ignore[no-untyped-def]
-    return None
+    check_one_device(
+        *((f"target_params[{i}]", each) for i, each in enumerate(target_params)),
+        *((f"online_params[{i}]", each) for i, each in enumerate(online_params)),
+    )

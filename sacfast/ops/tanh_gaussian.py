@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sacfast import _ext  # noqa: F401  (loads the native library)
+from sacfast.ops._fake import check_one_device
 
 LogStdBounding = Literal["none", "clamp", "tanh"]
 
@@ -50,9 +51,10 @@ def tanh_gaussian_rsample(
         log_std: broadcasts with `mean`; the network's raw output if it is to be bounded here.
         noise: standard normal, broadcasts with `mean`; None: drawn inside.
         generator: source of the noise drawn inside: None (torch's default), a `torch.Generator` on the tensors'
-            device, or a state from `philox_state`, whose noise is the same on CPU and CUDA.
+            device, or a state from `philox_state`, whose noise is the same on CPU and CUDA. Threads may share
+            either: each call has noise of its own.
         log_std_bounding: "none"; "clamp" to the bounds (arXiv 1812.05905 code, Stable-Baselines3, SBX); "tanh"
-            rescaled to the bounds (CleanRL, LeanRL, rl_games: (-5, 2); FastSAC: (-5, 0)).
+            rescaled to the bounds, which are finite then (CleanRL, LeanRL, rl_games: (-5, 2); FastSAC: (-5, 0)).
         log_std_bounds: (low, high), used unless `log_std_bounding` is "none".
         action_scale: [A]; multiplies the action, and sum log|action_scale| is subtracted from the log-probability
             (the convention of CleanRL; Stable-Baselines3 and Tianshou leave it out: scale outside then).
@@ -149,6 +151,9 @@ def _log_tanh_slope(pre_tanh: Tensor) -> Tensor:
 
 @torch.library.register_fake("sacfast::tanh_gaussian_rsample")
 def _(mean, log_std, noise, generator, state, kind, low, high, action_scale):  # type: ignore[no-untyped-def]
+    check_one_device(
+        ("mean", mean), ("log_std", log_std), ("noise", noise), ("generator", state), ("action_scale", action_scale)
+    )
     shapes = [mean.shape, log_std.shape] + ([] if noise is None else [noise.shape])
     shape = torch.broadcast_shapes(*shapes)
     return mean.new_empty(shape), mean.new_empty(shape[:-1])
@@ -156,6 +161,7 @@ def _(mean, log_std, noise, generator, state, kind, low, high, action_scale):  #
 
 @torch.library.register_fake("sacfast::_tanh_gaussian_rsample_with_noise")
 def _(mean, log_std, generator, state, kind, low, high, action_scale):  # type: ignore[no-untyped-def]
+    check_one_device(("mean", mean), ("log_std", log_std), ("generator", state), ("action_scale", action_scale))
     shape = torch.broadcast_shapes(mean.shape, log_std.shape)
     return mean.new_empty(shape), mean.new_empty(shape[:-1]), mean.new_empty(shape)
 
@@ -168,6 +174,7 @@ def _(grad_action, grad_log_prob, mean, log_std, noise, kind, low, high, action_
 
 @torch.library.register_fake("sacfast::tanh_gaussian_log_prob")
 def _(pre_tanh, mean, log_std):  # type: ignore[no-untyped-def]
+    check_one_device(("pre_tanh", pre_tanh), ("mean", mean), ("log_std", log_std))
     return mean.new_empty(torch.broadcast_shapes(pre_tanh.shape, mean.shape, log_std.shape)[:-1])
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sacfast import _ext  # noqa: F401  (loads the native library)
+from sacfast.ops._fake import check_one_device
 
 
 def twin_q_target(
@@ -70,6 +71,15 @@ def twin_q_target_reference(
 
 @torch.library.register_fake("sacfast::twin_q_target")
 def _(reward, terminated, next_q1, next_q2, next_log_prob, alpha, alpha_value, gamma, gamma_value):  # type: ignore[no-untyped-def]
+    check_one_device(
+        ("reward", reward),
+        ("terminated", terminated),
+        ("next_q1", next_q1),
+        ("next_q2", next_q2),
+        ("next_log_prob", next_log_prob),
+        ("alpha", alpha),
+        ("gamma", gamma),
+    )
     return reward.new_empty(reward.shape)
 
 

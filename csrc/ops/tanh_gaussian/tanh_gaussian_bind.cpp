@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <tuple>
 
 #include "../binding.h"
@@ -20,6 +21,9 @@ LogStdBounds parse_bounds(c10::string_view kind, double low, double high) {
   TORCH_CHECK_VALUE(kind == "clamp" || kind == "tanh", "log_std_bounding: expected 'none', 'clamp' or 'tanh', got '",
                     kind, "'");
   TORCH_CHECK_VALUE(low < high, "log_std_bounds: expected (low, high) with low < high, got (", low, ", ", high, ")");
+  // low + (high - low) * (tanh + 1) / 2 is not a number at an infinite end.
+  TORCH_CHECK_VALUE(kind == "clamp" || std::isfinite(high - low),
+                    "log_std_bounds: expected finite bounds with log_std_bounding 'tanh', got (", low, ", ", high, ")");
   return {kind == "clamp" ? LogStdBounding::kClamp : LogStdBounding::kTanh, low, high};
 }
 
@@ -88,7 +92,8 @@ NoiseSource take_state_noise(const Tensor& state, const Tensor& like) {
   std::int64_t* words = pointer<std::int64_t>(state);
   if (like.is_cpu()) {
     source.seed = static_cast<std::uint64_t>(words[0]);
-    source.offset = static_cast<std::uint64_t>(words[1]++);
+    // Two threads may share a state: each gets a stream of its own. std::atomic_ref is C++20.
+    source.offset = static_cast<std::uint64_t>(__atomic_fetch_add(&words[1], 1, __ATOMIC_RELAXED));
   } else {
     source.seed_pointer = words;
     source.offset_pointer = words + 1;

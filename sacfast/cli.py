@@ -198,17 +198,19 @@ def _train(arguments: Sequence[str]) -> int:
         name = f"{train.env_id.replace('/', '-')}-seed{train.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
         train = dataclasses.replace(train, run_dir=Path("runs") / name)
 
+    from torch import OutOfMemoryError  # of a GPU
+
     from sacfast.envs import EnvironmentFault
     from sacfast.trainer import SAC
 
     try:
         model = SAC.from_config(train, options.algorithm)
-    except (TypeError, ValueError, OSError) as error:
+    except (TypeError, ValueError, OSError, MemoryError) as error:
         raise UsageError(_one_line(error)) from error
     print(f"{train.env_id} on {model.device}, {train.backend} backend, run directory {train.run_dir}")
     try:
         model.learn()
-    except (EnvironmentFault, FloatingPointError) as fault:
+    except (EnvironmentFault, FloatingPointError, MemoryError, OutOfMemoryError) as fault:
         print(f"sacfast train: {_one_line(fault)}; what was learned is in {train.run_dir}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:

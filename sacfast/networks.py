@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sacfast.config import SACConfig
+from sacfast.memory import check_fits
 
 
 class FlatNetwork(nn.Module):
@@ -169,8 +170,9 @@ def build_networks(
 ) -> dict[str, FlatNetwork]:
     """Draw the networks of one agent by name: actor, critic and target_critic; v1: actor, critic, value, target_value.
 
-    A target starts as a copy of what it follows.
+    A target starts as a copy of what it follows. Raises ValueError for sizes that cannot fit in memory.
     """
+    _check_memory(observation_dim, action_dim, config, torch.device(device), dtype)
     built = (config.hidden_sizes, device, dtype, generator)
     networks: dict[str, FlatNetwork] = {
         "actor": Actor(observation_dim, action_dim, *built),
@@ -184,6 +186,24 @@ def build_networks(
         networks["target_critic"] = TwinCritic(observation_dim, action_dim, *built)
         networks["target_critic"].flat.copy_(networks["critic"].flat)
     return networks
+
+
+def _check_memory(
+    observation_dim: int, action_dim: int, config: SACConfig, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Refuse sizes for which the least that a learner holds is too much."""
+
+    def parameters(inputs: int, outputs: int) -> int:
+        return sum((i + 1) * o for i, o in pairwise([inputs, *config.hidden_sizes, outputs]))
+
+    critics = 2 * parameters(observation_dim + action_dim, 1)
+    value = parameters(observation_dim, 1) if config.value_network else 0
+    online = parameters(observation_dim, 2 * action_dim) + critics + value
+    numbers = 4 * online + (value or critics)  # each with its gradient and two moments; the targets
+    numbers += 3 * config.batch_size * sum(config.hidden_sizes)  # what the actor and both critics keep for backward
+    what = f"hidden_sizes: {config.hidden_sizes} with {observation_dim} observations, {action_dim} actions and "
+    what += f"batch_size {config.batch_size}"
+    check_fits(what, numbers * dtype.itemsize, device)
 
 
 class _ScalarFunction(nn.Module):

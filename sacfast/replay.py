@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import threading
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
+from sacfast.memory import check_fits
 from sacfast.types import Batch, BoolArray, FloatArray
 
 _FIELDS = ("observation", "action", "reward", "next_observation", "terminated")
@@ -25,6 +26,9 @@ class ReplayBuffer:
     A transition is one row of one float32 tensor, `rows` [capacity, 2*O + A + 2]:
     observation | action | reward | next_observation | terminated. So a sampled transition is one contiguous
     read, and a minibatch is one gather.
+
+    Threads may share it: `add`, `sample` and `draw` take turns. Who reads `rows` itself, as the fused learner
+    does, must not do so while another thread adds.
     """
 
     def __init__(
@@ -58,13 +62,16 @@ class ReplayBuffer:
         self.device = torch.device(device)
         self._widths = (observation_dim, action_dim, 1, observation_dim, 1)  # of the columns of a row
         self._tails = ((observation_dim,), (action_dim,), (), (observation_dim,), ())  # of the fields' shapes
-        _check_memory(capacity, sum(self._widths), self.device)
-        self.rows = torch.empty((capacity, sum(self._widths)), dtype=torch.float32, device=self.device)
+        width = sum(self._widths)
+        check_fits(f"capacity: {capacity} transitions of {width} float32", capacity * width * 4, self.device)
+        self.rows = torch.empty((capacity, width), dtype=torch.float32, device=self.device)
         self._columns = self._split(self.rows)
         # The same memory, as NumPy sees it: its assignments cost a fraction of torch's.
         on_host = self.device.type == "cpu"
+        self._host_rows = self.rows.numpy() if on_host else None
         self._host_columns = tuple(column.numpy() for column in self._columns) if on_host else None
         self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._turn = threading.RLock()  # `sample` draws
         self._position = 0
         self._size = 0
 
@@ -87,7 +94,8 @@ class ReplayBuffer:
     ) -> None:
         """Store copies of N transitions, of which the oldest make room. N may be 0.
 
-        The fields are NumPy arrays or tensors on the host, or all are tensors on this buffer's device.
+        The fields are NumPy arrays or tensors on the host, or all are tensors on this buffer's device; views of this
+        buffer's own rows will do.
 
         Args:
             observation: [N, O] float32.
@@ -102,12 +110,13 @@ class ReplayBuffer:
         """
         fields = (observation, action, reward, next_observation, terminated)
         count = self._check(fields)
-        if self._host_columns is not None:
-            self._write_host(self._host_columns, _host_arrays(fields), count)
-        else:
-            self._write_device(fields, count)
-        self._position = (self._position + count) % self.capacity
-        self._size = min(self._size + count, self.capacity)
+        with self._turn:
+            if self._host_columns is not None:
+                self._write_host(self._host_columns, _host_arrays(fields), count)
+            else:
+                self._write_device(fields, count)
+            self._position = (self._position + count) % self.capacity
+            self._size = min(self._size + count, self.capacity)
 
     def sample(self, batch_size: int) -> Batch:
         """Draw `batch_size` of the transitions held, uniformly and with replacement.
@@ -120,7 +129,8 @@ class ReplayBuffer:
             RuntimeError: the buffer is empty.
         """
         _check_int("batch_size", batch_size, 1)
-        return Batch(*self._split(self.rows.index_select(0, self.draw(batch_size))))
+        with self._turn:
+            return Batch(*self._split(self.rows.index_select(0, self.draw(batch_size))))
 
     def draw(self, count: int) -> torch.Tensor:
         """Draw the numbers of `count` rows [count] int64, as `sample` does.
@@ -131,9 +141,10 @@ class ReplayBuffer:
             RuntimeError: the buffer is empty.
         """
         _check_int("count", count, 1)
-        if self._size == 0:
-            raise RuntimeError("the replay buffer is empty, add transitions first")
-        return torch.randint(self._size, (count,), generator=self._generator, device=self.device)
+        with self._turn:
+            if self._size == 0:
+                raise RuntimeError("the replay buffer is empty, add transitions first")
+            return torch.randint(self._size, (count,), generator=self._generator, device=self.device)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return all that an exact resume needs.
@@ -204,13 +215,17 @@ class ReplayBuffer:
         )
 
     def _write_host(self, columns: tuple[_Array, ...], fields: tuple[_Array, ...], count: int) -> None:
+        if any(field.base is not None and np.may_share_memory(field, self._host_rows) for field in fields):
+            fields = tuple(field.copy() for field in fields)  # a row must be read before it is overwritten
         for target, source in self._pieces(count):
             for column, field in zip(columns, fields, strict=True):
                 column[target] = field[source]
 
     def _write_device(self, fields: tuple[Any, ...], count: int) -> None:
         if all(isinstance(field, torch.Tensor) and field.device == self.rows.device for field in fields):
-            columns, sources = self._columns, fields
+            own = self.rows.untyped_storage().data_ptr()
+            shared = any(field.untyped_storage().data_ptr() == own for field in fields)
+            columns, sources = self._columns, tuple(field.clone() for field in fields) if shared else fields
         else:
             # Five short transfers cost more than one: the rows are put together on the host first. The pinned
             # memory goes back to its allocator here, which keeps it from reuse until the transfer is done.
@@ -226,59 +241,6 @@ class ReplayBuffer:
         """Return the five fields of `rows` [N, 2*O + A + 2] as views."""
         observation, action, reward, next_observation, terminated = rows.split_with_sizes(self._widths, 1)
         return observation, action, reward.squeeze(1), next_observation, terminated.squeeze(1)
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the bytes that this process can still take on `device`: on the host the least of all limits."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    return min(available, *_cgroup_headroom(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup").read_text()))
-
-
-def _cgroup_headroom(root: Path, membership: str) -> Iterator[int]:
-    """Yield what each memory limit above this process leaves, in bytes.
-
-    `root` is where the control groups are mounted and `membership` the text of /proc/self/cgroup. A container
-    often sees its own group at the root, whatever path it is told: hence every ancestor is looked at.
-    """
-    for line in membership.splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base, names = root, ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            base = root / "memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        group = base / path.lstrip("/")
-        for folder in (group, *group.parents):
-            if folder.is_relative_to(base):
-                yield from _group_headroom(folder, *names)
-
-
-def _group_headroom(folder: Path, limit_name: str, usage_name: str, cache_name: str) -> Iterator[int]:
-    """Yield limit - usage + file cache that the kernel would give up, if this group has a limit."""
-    try:
-        limit = (folder / limit_name).read_text().strip()
-        usage = int((folder / usage_name).read_text())
-        statistics = (folder / "memory.stat").read_text()
-    except OSError:
-        return
-    if limit != "max":
-        counts = dict(line.split(maxsplit=1) for line in statistics.splitlines())
-        yield max(0, int(limit) - usage + int(counts.get(cache_name, 0)))
-
-
-def _check_memory(capacity: int, width: int, device: torch.device) -> None:
-    """Refuse now what would otherwise end the run hours later, when the untouched pages are written."""
-    needed, free = capacity * width * 4, free_memory(device)
-    if needed > free:
-        raise ValueError(
-            f"capacity: {capacity} transitions of {width} float32 need {needed / 1e9:.2f} GB, "
-            f"but {device} has {free / 1e9:.2f} GB free"
-        )
 
 
 def _check_int(name: str, value: int, low: int) -> None:

@@ -18,14 +18,15 @@ CSRC = ROOT / "csrc"
 # `envs`, `replay`, `learner` (with its backends) and `policy` are the parts that `trainer` carries data
 # between. None knows another one; what they share is here.
 PARTS = ({"envs"}, {"replay"}, {"learner", "fused", "engines", "reference"}, {"policy"})
-FOUNDATIONS = {"types", "config", "networks", "ops", "_ext"}
+FOUNDATIONS = {"types", "config", "memory", "networks", "ops", "_ext"}
 # Foundations, from the bottom: each may import only those before it.
 ALLOWED = {
     "types": set(),
     "config": set(),
+    "memory": set(),
     "_ext": set(),
     "ops": {"_ext"},
-    "networks": {"types", "config", "ops"},
+    "networks": {"types", "config", "memory", "ops"},
     "checkpoint": set(),
     "metrics": {"checkpoint", ""},  # "": the package itself, for its version
     "evaluate": {"envs", "types"},

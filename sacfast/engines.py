@@ -8,16 +8,22 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from sacfast import _C, _ext
+from sacfast import _ext
 
-_NUMPY_DTYPES: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
+try:
+    from sacfast import _C
+except ImportError as error:
+    raise ImportError(
+        f"sacfast: the native module _C is not built for this Python ({error}); "
+        "run `pip install --no-build-isolation --force-reinstall .` in the source tree, or use backend 'reference'"
+    ) from error
 
+UpdateSettings = _C.UpdateSettings
 
 class Engine(Protocol):
     """Networks, optimisers and counters of one learner, and the updates that advance them."""
@@ -68,21 +74,22 @@ class Engine(Protocol):
 METRICS: tuple[str, ...] = tuple(_C.METRICS)
 
 
-def make_engine(settings: _C.UpdateSettings, device: torch.device, dtype: torch.dtype) -> Engine:
-    """Build the engine for a device.
-
-    Raises ValueError for a device or dtype that no engine has, and torch.OutOfMemoryError when the GPU's memory does
-    not hold it.
-    """
-    if dtype not in _NUMPY_DTYPES:
+def check_device(device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ValueError for a device or dtype that no engine has, or that this machine lacks."""
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: the fused backend runs on 'cpu' and 'cuda', got {str(device)!r}")
+    if device.type == "cuda" and (reason := _ext.cuda_reason()):
+        raise ValueError(f"device: expected one that this machine has, got {str(device)!r}: {reason}")
+    if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
-    if device.type == "cpu":
-        return CpuEngine(settings, dtype)
-    if device.type == "cuda":
-        if reason := _ext.cuda_reason():
-            raise ValueError(f"device: expected one that this machine has, got {str(device)!r}: {reason}")
-        return GpuEngine(settings, device, dtype)
-    raise ValueError(f"device: the fused backend runs on 'cpu' and 'cuda', got {str(device)!r}")
+
+
+def make_engine(settings: _C.UpdateSettings, device: torch.device, dtype: torch.dtype) -> Engine:
+    """Build the engine for a device that `check_device` lets pass.
+
+    Raises MemoryError, or torch.OutOfMemoryError, when the device's memory does not hold it.
+    """
+    return CpuEngine(settings, dtype) if device.type == "cpu" else GpuEngine(settings, device, dtype)
 
 
 class CpuEngine:

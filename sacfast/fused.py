@@ -14,10 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sacfast import _C
 from sacfast.config import SACConfig
-from sacfast.engines import METRICS, make_engine
-from sacfast.learner import Replay, check_noise, check_state, check_update_arguments, metric_names, random_start
+from sacfast.engines import METRICS, UpdateSettings, check_device, make_engine
+from sacfast.learner import (
+    Replay,
+    check_batch,
+    check_noise,
+    check_state,
+    check_update_arguments,
+    metric_names,
+    random_start,
+)
 from sacfast.networks import Actor, build_networks
 from sacfast.types import Batch, Metrics
 
@@ -65,20 +72,27 @@ class FusedLearner:
         """Draw parameters and start the noise, as `ReferenceLearner` does.
 
         `dtype` is torch.float32; torch.float64 serves tests. Raises ValueError for a size below 1, a negative seed,
-        and a device or dtype that this backend does not have.
+        and a device or dtype that this backend does not have; ValueError or MemoryError for sizes that do not fit.
         """
         self.config = config = config or SACConfig()
         self.device = torch.device(device)
         self.observation_dim = observation_dim
         self.action_dim = action_dim
         self.metric_names = metric_names(config)
-        self._engine = make_engine(_settings(observation_dim, action_dim, config), self.device, dtype)
+        check_device(self.device, dtype)
         self._reported = torch.tensor([METRICS.index(name) for name in self.metric_names], device=self.device)
         generator, noise_seed = random_start(seed)
         self._networks = build_networks(observation_dim, action_dim, config, self.device, dtype, generator)
         actor = self._networks["actor"]
         assert isinstance(actor, Actor)
         self.actor = actor
+        try:
+            self._engine = make_engine(_settings(observation_dim, action_dim, config), self.device, dtype)
+        except MemoryError:
+            raise MemoryError(
+                f"hidden_sizes {config.hidden_sizes} with batch_size {config.batch_size}: no memory left for the "
+                "learner's parameters and workspaces"
+            ) from None
         for name, network in self._networks.items():
             self._write(_SEGMENTS[name], network.flat)
         counters = self._engine.counters
@@ -109,7 +123,14 @@ class FusedLearner:
         left = gradient_steps
         while left > 0:
             steps = min(left, steps_per_call)
-            sums += self._run(rows, replay.draw(steps * batch_size).view(steps, batch_size))
+            numbers = replay.draw(steps * batch_size)
+            fits = numbers.dtype == torch.int64 and numbers.shape == (steps * batch_size,)
+            if not fits or numbers.device != rows.device:
+                raise ValueError(
+                    f"replay: expected {steps * batch_size} int64 row numbers on {rows.device}, "
+                    f"got {numbers.dtype} {list(numbers.shape)} on {numbers.device}"
+                )
+            sums += self._run(rows, numbers.view(steps, batch_size))
             left -= steps
         return Metrics(self.metric_names, sums / gradient_steps)
 
@@ -118,9 +139,9 @@ class FusedLearner:
 
         `next_noise` and `noise` are as in `ReferenceLearner.update_batch`, and so are the errors raised.
         """
-        check_noise(self.config, next_noise, noise)
-        columns = (batch.observation, batch.action, batch.reward, batch.next_observation, batch.terminated)
-        rows = torch.cat([column.reshape(len(batch.reward), -1).float() for column in columns], 1).contiguous()
+        check_batch(self, batch)
+        check_noise(self, next_noise, noise)
+        rows = torch.cat([field.reshape(len(field), -1).float() for field in batch], 1).contiguous()
         dtype = self.actor.flat.dtype
         given = (None if each is None else each.to(dtype).contiguous() for each in (next_noise, noise))
         return self._run(rows, torch.arange(len(rows), device=self.device)[None], *given)
@@ -212,13 +233,15 @@ class FusedLearner:
 
     def _rows_of(self, replay: Replay) -> Tensor:
         rows, width = replay.rows, 2 * self.observation_dim + self.action_dim + 2
-        fits = rows.dtype == torch.float32 and rows.ndim == 2 and rows.shape[1] == width and rows.is_contiguous()
+        fits = rows.dtype == torch.float32 and rows.ndim == 2 and rows.shape[1] == width
         if not fits or rows.device.type != self.device.type or self.device.index not in (None, rows.device.index):
             raise ValueError(
                 f"replay: expected rows of {width} float32 on {self.device} (observation_dim {self.observation_dim}, "
                 f"action_dim {self.action_dim}), got {rows.dtype} {list(rows.shape)} on {rows.device}"
             )
-        return rows
+        if not rows.is_contiguous():
+            raise ValueError(f"replay: expected contiguous rows, got strides {list(rows.stride())}")
+        return rows.detach()
 
     def _optimizers(self) -> dict[str, tuple[str, ...]]:
         return {name: engine_names for name, engine_names in _OPTIMIZERS.items() if name in self._networks}
@@ -236,14 +259,14 @@ class FusedLearner:
             self._engine.write(network, part, piece)
 
 
-def _settings(observation_dim: int, action_dim: int, config: SACConfig) -> _C.UpdateSettings:
+def _settings(observation_dim: int, action_dim: int, config: SACConfig) -> UpdateSettings:
     target_entropy = float(-action_dim) if config.target_entropy == "auto" else config.target_entropy
     given = config.to_dict() | {
         "observation_dim": observation_dim,
         "action_dim": action_dim,
         "target_entropy": target_entropy,
     }
-    settings = _C.UpdateSettings()
+    settings = UpdateSettings()
     for name in _SAME_NAME:
         setattr(settings, name, given[name])
     settings.hidden_sizes = list(config.hidden_sizes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -127,12 +129,68 @@ def check_update_arguments(replay: Replay, gradient_steps: int, batch_size: int)
         raise ValueError(f"replay: expected at least batch_size ({batch_size}) transitions, got {len(replay)}")
 
 
-def check_noise(config: SACConfig, next_noise: Tensor | None, noise: Tensor | None) -> None:
-    """Raise ValueError for noise that the configured update has no use for."""
+def check_batch(learner: Learner, batch: Batch) -> None:
+    """Raise TypeError or ValueError for a field of `batch` that is not as `types.Batch` says, for this learner.
+
+    float64 is taken too. Nothing is broadcast: a reward [B, 1] would make a target [B, B].
+    """
+    tails = ((learner.observation_dim,), (learner.action_dim,), (), (learner.observation_dim,), ())
+    for name, field, tail in zip(Batch._fields, batch, tails, strict=True):
+        shape = (learner.config.batch_size, *tail)
+        _check_data(name, field, shape, (torch.float32, torch.float64), learner.device)
+
+
+def check_noise(learner: Learner, next_noise: Tensor | None, noise: Tensor | None) -> None:
+    """Raise TypeError or ValueError for noise that does not fit, or that the configured update has no use for."""
+    config, like = learner.config, learner.actor.flat
     if next_noise is not None and (config.value_network or config.deterministic_policy):
         raise ValueError("next_noise: expected None with a value network or a deterministic policy")
     if noise is not None and config.deterministic_policy:
         raise ValueError("noise: expected None with a deterministic policy")
+    for name, each in (("next_noise", next_noise), ("noise", noise)):
+        if each is not None:
+            _check_data(name, each, (config.batch_size, learner.action_dim), (like.dtype,), learner.device)
+
+
+def _check_data(
+    name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], device: torch.device
+) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{name}: expected dtype {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
+    if tensor.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
+    if tensor.device != device:
+        raise ValueError(f"{name}: expected a tensor on {device} like the learner, got one on {tensor.device}")
+    if tensor.requires_grad:
+        raise ValueError(
+            f"{name}: expected a tensor without requires_grad, because no gradient flows through it (detach it), "
+            "got one that requires grad"
+        )
+
+
+class Turn:
+    """Admits one thread of the process that made it at a time, and refuses the others: they would spoil its work."""
+
+    def __init__(self) -> None:
+        """Belong to the process that calls."""
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        """Begin; raises RuntimeError in another process, and while another thread is at work."""
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "learner: made before this process was forked, and torch's threads were not; build it in this process, "
+                "or start the process by spawn"
+            )
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("learner: in use by another thread")
+
+    def __exit__(self, *_: object) -> None:
+        """End."""
+        self._lock.release()
 
 
 def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

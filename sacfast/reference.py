@@ -28,7 +28,8 @@ is held at zero; alpha is 0 then. The log-std half of the actor's head gets no g
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -37,7 +38,16 @@ from torch.nn import functional as F
 
 from sacfast import ops
 from sacfast.config import SACConfig
-from sacfast.learner import Replay, check_noise, check_state, check_update_arguments, metric_names, random_start
+from sacfast.learner import (
+    Replay,
+    Turn,
+    check_batch,
+    check_noise,
+    check_state,
+    check_update_arguments,
+    metric_names,
+    random_start,
+)
 from sacfast.networks import Actor, TwinCritic, ValueNetwork, build_networks
 from sacfast.ops.polyak import polyak_update_reference_
 from sacfast.ops.tanh_gaussian import tanh_gaussian_rsample_reference
@@ -50,6 +60,9 @@ class ReferenceLearner:
 
     On the CPU it runs eagerly. On CUDA, where launching the small operators would take longer than running
     them, `update` captures it in a CUDA graph (see `_CapturedUpdate`).
+
+    It belongs to the process that made it, and to one thread at a time. The caller's no_grad, inference_mode and
+    autocast do not reach into it.
     """
 
     def __init__(
@@ -70,12 +83,14 @@ class ReferenceLearner:
         self.action_dim = action_dim
         self.gradient_updates = 0
         self.metric_names = metric_names(config)
+        self._turn = Turn()
         generator, noise_seed = random_start(seed)
-        self._build_networks(torch.device(device), dtype, generator)
-        self.device = self.actor.flat.device
-        self._build_temperature(dtype)
-        self._choose_ops(noise_seed)
-        self._metric_sum = torch.zeros(len(self.metric_names), device=self.device, dtype=dtype)
+        with torch.inference_mode(False):
+            self._build_networks(torch.device(device), dtype, generator)
+            self.device = self.actor.flat.device
+            self._build_temperature(dtype)
+            self._choose_ops(noise_seed)
+            self._metric_sum = torch.zeros(len(self.metric_names), device=self.device, dtype=dtype)
         self._captured = _CapturedUpdate(self) if self.device.type == "cuda" else None
 
     def _build_networks(self, device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> None:
@@ -139,28 +154,44 @@ class ReferenceLearner:
         and `value_loss` with a value network. Nothing here waits for the device.
 
         With 0 steps nothing changes and the means are NaN. Raises TypeError when `gradient_steps` is no int,
-        ValueError when it is negative or when `replay` holds fewer transitions than one minibatch.
+        ValueError when it is negative or when `replay` holds fewer transitions than one minibatch, both for a
+        minibatch of another shape, dtype or device; RuntimeError when another thread is at work on this learner, or
+        when this process was forked from the one that made it. On the CPU FloatingPointError when a loss or a
+        gradient is not finite: that step and those after it are not made, the steps before it of that update are.
+        On CUDA, where to look would mean to wait, the metrics show it.
         """
         check_update_arguments(replay, gradient_steps, self.config.batch_size)
-        self._metric_sum.zero_()
-        for _ in range(gradient_steps):
-            batch = replay.sample(self.config.batch_size)
-            if self._captured is not None:
-                self._captured.run(batch)
-            else:
-                self._metric_sum += self.update_batch(batch)
-        return Metrics(self.metric_names, self._metric_sum / gradient_steps)
+        with self._at_work():
+            self._metric_sum.zero_()
+            for _ in range(gradient_steps):
+                batch = replay.sample(self.config.batch_size)
+                check_batch(self, batch)
+                if self._captured is not None:
+                    self._captured.run(batch)
+                else:
+                    self._metric_sum += self._update(batch, self._target_is_due())
+                    self.gradient_updates += 1
+            return Metrics(self.metric_names, self._metric_sum / gradient_steps)
 
     def update_batch(self, batch: Batch, next_noise: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """Make one update on `batch`, eagerly; return its metrics [len(metric_names)].
 
-        `next_noise` (step 1) and `noise` (step 3) are standard normal [B, A]; None: drawn. Raises ValueError
-        for noise that the configured update has no use for.
+        `next_noise` (step 1) and `noise` (step 3) are standard normal [B, A]; None: drawn. Raises as `update` does,
+        and ValueError for noise that the configured update has no use for.
         """
-        check_noise(self.config, next_noise, noise)
-        metrics = self._update(batch, self._target_is_due(), next_noise, noise)
-        self.gradient_updates += 1
+        check_batch(self, batch)
+        check_noise(self, next_noise, noise)
+        with self._at_work():
+            metrics = self._update(batch, self._target_is_due(), next_noise, noise)
+            self.gradient_updates += 1
         return metrics
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        # An update needs gradients, and the parameters' own precision, whatever the caller's mode.
+        no_autocast = torch.autocast(self.device.type, enabled=False)
+        with self._turn, torch.inference_mode(False), torch.enable_grad(), no_autocast:
+            yield
 
     def _target_is_due(self) -> bool:
         return (self.gradient_updates + 1) % self.config.target_update_interval == 0
@@ -253,8 +284,19 @@ class ReferenceLearner:
             self._polyak_update_(self._target.flat, self._online.flat, self.config.tau)
 
     def _descend(self, name: str, loss: Tensor) -> None:
-        self._networks[name].backward(loss)
+        network = self._networks[name]
+        network.backward(loss)
+        if self.device.type == "cpu" and not torch.compiler.is_compiling():
+            self._check_finite(f"{name}_loss", loss.detach())
+            # The largest magnitude: one pass, and NaN if there is one.
+            self._check_finite(f"the gradient of {name}", torch.linalg.vector_norm(network.flat_grad, math.inf))
         self._optimizers[name].step()
+
+    def _check_finite(self, what: str, value: Tensor) -> None:
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"update {self.gradient_updates + 1}: {what} is not finite; no parameter has taken it on"
+            )
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of everything that an exact resume needs, by name.
@@ -275,17 +317,18 @@ class ReferenceLearner:
         """Continue from what `state_dict` of a learner with the same configuration returned.
 
         Raises ValueError naming every entry that is missing, not expected, or of another shape or dtype, and
-        TypeError for a value that is no tensor; nothing has changed then.
+        TypeError for a value that is no tensor; RuntimeError as `update` does. Nothing has changed then.
         """
         check_state(state, expected=self.state_dict())
-        # In place throughout: networks, optimisers and CUDA graphs hold these very tensors.
-        if isinstance(self._generator, torch.Generator):
-            self._generator.set_state(state["noise_state"].cpu())
-        else:
-            self._generator.copy_(state["noise_state"])
-        for name, tensor in self._tensors().items():
-            tensor.copy_(state[name])
-        self.gradient_updates = int(state["gradient_updates"])
+        with self._turn:
+            # In place throughout: networks, optimisers and CUDA graphs hold these very tensors.
+            if isinstance(self._generator, torch.Generator):
+                self._generator.set_state(state["noise_state"].cpu())
+            else:
+                self._generator.copy_(state["noise_state"])
+            for name, tensor in self._tensors().items():
+                tensor.copy_(state[name])
+            self.gradient_updates = int(state["gradient_updates"])
 
     def _tensors(self) -> dict[str, Tensor]:
         # Parameters and optimiser state by name: the tensors that the update works on, not copies.

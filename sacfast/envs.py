@@ -9,11 +9,13 @@ Here is also the only border where actions leave [-1, 1]: they are rescaled to e
 
 from __future__ import annotations
 
+import ctypes
 import difflib
 import importlib
 import math
 import os
 import warnings
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -325,6 +327,18 @@ class VectorEnv(ABC):
         return observation, self._last_action[rows.env_id]
 
 
+_pools: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _keep_pools() -> None:
+    """Let no pool be destroyed in a forked child: its threads are not there, and its end would crash the child's."""
+    for pool in _pools:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(pool))
+
+
+os.register_at_fork(after_in_child=_keep_pools)
+
+
 class EnvPoolVectorEnv(VectorEnv):
     """Environments that EnvPool steps on its own threads."""
 
@@ -344,6 +358,7 @@ class EnvPoolVectorEnv(VectorEnv):
                 num_threads=num_threads,
                 seed=seeds,
             )
+            _pools.add(self._pool)
             # Makes the pool build and keep the space here, where the remark is silenced.
             self._native_dtype = self._pool.action_space.dtype
             self._pool.observation_space  # noqa: B018

@@ -65,6 +65,9 @@ class Policy:
         Raises TypeError for anything but a float32 array, ValueError for another shape.
         """
         self._check(observation)
+        if torch.is_autocast_enabled(self._device.type):  # it would halve the precision unsaid
+            with torch.autocast(self._device.type, enabled=False):
+                return self.act(observation)
         x = torch.from_numpy(observation).to(self._device)
         for weight, bias in self._hidden:
             x = torch.addmm(bias, x, weight).relu_()

@@ -25,6 +25,7 @@ except ImportError as error:
 
 UpdateSettings = _C.UpdateSettings
 
+
 class Engine(Protocol):
     """Networks, optimisers and counters of one learner, and the updates that advance them."""
 

@@ -99,7 +99,7 @@ def test_the_backends_do_not_know_each_other() -> None:
 
 def test_only_the_fused_backend_knows_the_native_module() -> None:
     parts = {part_of(path) for path in modules()}
-    assert {part for part in parts if "_C" in imports_of(part)} == {"fused", "engines"}
+    assert {part for part in parts if "_C" in imports_of(part)} == {"engines"}
     assert {part for part in parts if "engines" in imports_of(part)} == {"fused"}
 
 

@@ -853,7 +853,7 @@ def test_rows_with_holes_are_refused(rows: Tensor) -> None:
 def test_row_numbers_that_do_not_fit_are_refused(draw: Callable[[int], Tensor], got: str) -> None:
     learner = LEARNERS["fused"]()
     replay = GivenRows(torch.zeros(64, WIDTH), draw)
-    message = f"replay: expected 16 int64 row numbers on the CPU, got {got}"
+    message = f"replay: expected 16 int64 row numbers on cpu, got {got}"
     assert_unchanged(learner, lambda: learner.update(replay), ValueError, message)
 
 

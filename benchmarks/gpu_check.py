@@ -5,6 +5,8 @@
 Builds in place against the torch of this Python and needs no network. Beside torch built for CUDA and nvcc it needs
 the packages of `dependencies` and of the extra `benchmark` in pyproject.toml, hypothesis, CMake and ninja. A stage
 that fails does not keep the later ones from running; the file has the result of each.
+
+    python -m benchmarks.gpu_check --sanitize       the tests of the update under compute-sanitizer instead
 """
 
 from __future__ import annotations
@@ -41,17 +43,31 @@ def python(*arguments: str) -> list[str]:
     return [sys.executable, *arguments]
 
 
+BUILD = Stage("build", python("setup.py", "build_ext", "--inplace"), {"SACFAST_CUDA": "1"})
+
+
+def sanitizer_stages() -> Iterator[Stage]:
+    """Yield the stages of --sanitize: out of bounds, races within a block, reads of what was never written."""
+    yield BUILD
+    tests = python("-m", "pytest", "-m", "cuda", "-x", "tests/test_fused_cuda.py", "-k", "sizes or same_start")
+    for tool in ("memcheck", "racecheck", "initcheck"):
+        yield Stage(tool, ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *tests])
+
+
 def stages(folder: Path) -> Iterator[Stage]:
     """Yield the stages in the order of what is most worth knowing; a later one may ask what an earlier one built."""
-    yield Stage("build", python("setup.py", "build_ext", "--inplace"), {"SACFAST_CUDA": "1"})
+    yield BUILD
     loaded = "from sacfast import _ext; info = _ext.info(); print(info); assert info['cuda_available'], info"
     yield Stage("library", python("-c", loaded))
     yield Stage("cuda tests", python("-m", "pytest", "-m", "cuda"))
     ops = folder / "ops_cuda.json"
     measure = python("-m", "sacfast", "benchmark", "ops", "--device", "cuda", "--output", str(ops))
     yield Stage("ops on cuda", measure, result=ops)
+    update = folder / "update_cuda.json"
+    measure = ["--device", "cuda", "--threads", "1", "--rounds", "8", "--seconds", "0.5", "--output", str(update)]
+    yield Stage("updates on cuda", python("-m", "sacfast", "benchmark", "update", *measure), result=update)
     run_dir = folder / "run"
-    task = ["--env-id", "HalfCheetah-v5", "--total-timesteps", "20000", "--device", "cuda", "--backend", "reference"]
+    task = ["--env-id", "HalfCheetah-v5", "--num-envs", "64", "--total-timesteps", "100000", "--device", "cuda"]
     train = python("-m", "sacfast", "train", *task, "--no-progress", "--run-dir", str(run_dir))
     yield Stage("training on cuda", train, result=run_dir / "summary.json")
     for level in cpu_levels():
@@ -90,7 +106,7 @@ def run(stage: Stage, seconds: float) -> dict[str, Any]:
         "name": stage.name,
         "passed": passed,
         "seconds": round(time.perf_counter() - start, 1),
-        "command": " ".join(["python3", *stage.command[1:]]),
+        "command": " ".join("python3" if word == sys.executable else word for word in stage.command),
         "output": output[-TAIL:],
     }
     if stage.result is not None and stage.result.exists():
@@ -114,6 +130,7 @@ def main() -> int:
     """Run all stages, write the file, return 1 if one failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "gpu_check.json", help="file to write")
+    parser.add_argument("--sanitize", action="store_true", help="run the update's tests under compute-sanitizer")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print(f"gpu-check: needs an NVIDIA GPU, and torch {torch.__version__} finds none", file=sys.stderr)
@@ -122,7 +139,7 @@ def main() -> int:
     outcomes: list[dict[str, Any]] = []
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        for stage in stages(Path(folder)):
+        for stage in sanitizer_stages() if options.sanitize else stages(Path(folder)):
             outcome = run(stage, deadline - time.perf_counter())
             outcomes.append(outcome)
             # The file grows with every stage: it is there also if this program is stopped.

@@ -242,7 +242,10 @@ def test_the_update_benchmark_writes_a_table_and_a_file(tmp_path: Path, capsys: 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["update", "--only", "adam"], f"only: expected some of {', '.join(list(contenders.UPDATE)[:-1])}, got adam"),
+        (
+            ["update", "--only", "adam"],
+            f"only: expected some of {', '.join(contenders.contenders_of('cpu'))}, got adam",
+        ),
         (["update", "--only", "peak"], "got peak"),
         (["update", "--threads", "0"], "threads: expected 1 to "),
         (["update", "--threads", "10000"], "threads: expected 1 to "),
@@ -312,3 +315,19 @@ def test_training_contenders_count_transitions_and_updates(monkeypatch: pytest.M
     train, bare_updates = (contenders.TRAINING[name].build(problem, 1) for name in ("train", "bare_updates"))
     assert train.measure(0.0).amount == 8
     assert bare_updates.measure(0.0).amount == UpdateProblem(3, 1).updates_per_call
+
+
+def test_every_device_has_its_contenders() -> None:
+    assert contenders.contenders_of("cpu") == [
+        *("fused", "reference", "reference_compiled", "stable_baselines3", "sbx", "rltools"),
+    ]
+    assert contenders.contenders_of("cuda:1") == [
+        *("fused", "reference", "reference_graph", "reference_compiled_graph", "stable_baselines3", "sbx"),
+    ]
+    assert (contenders.peak_of("cpu"), contenders.peak_of("cuda")) == ("peak", "peak_gpu")
+
+
+def test_phases_are_timed_on_the_cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_require_device", lambda _: None)
+    with pytest.raises(UsageError, match="profile: expected --device cpu"):
+        command.run(["update", "--profile", "--device", "cuda"])

@@ -1,7 +1,8 @@
 """The speed of one SAC gradient update, by this package and by others, in turns in every round.
 
-Beside updates per second there is the share of the processor's peak: the operations that an update cannot do without
-(`problems.update_flops`), over what the same cores did in the same round when they did nothing but multiply and add.
+Beside updates per second there is the share of the device's peak: the operations that an update cannot do without
+(`problems.update_flops`), over what the same cores did in the same round when they did nothing but multiply and add
+(a GPU: a large product of matrices).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sacfast.benchmark.contenders import FUSED, PEAK
+from sacfast.benchmark.contenders import FUSED, PEAK, peak_of
 from sacfast.benchmark.harness import Spread
 from sacfast.benchmark.problems import UpdateProblem
 from sacfast.benchmark.workers import Team, open_team, take_turns
@@ -24,13 +25,13 @@ PROFILED_UPDATES = 100
 """Updates in one round of `profile`."""
 
 
-def sweep() -> Iterator[UpdateProblem]:
+def sweep(device: str = "cpu") -> Iterator[UpdateProblem]:
     """Yield the sizes at which the fused update is set against eager torch, small to large."""
     for width in (64, 128, 256, 512, 1024):
         for batch_size in (64, 256, 1024, 4096):
-            yield UpdateProblem(hidden_sizes=(width, width), batch_size=batch_size)
+            yield UpdateProblem(hidden_sizes=(width, width), batch_size=batch_size, device=device)
     for width, batch_size in ((64, 64), (256, 64), (256, 256), (256, 1024), (256, 4096), (1024, 256), (1024, 4096)):
-        yield UpdateProblem(*HUMANOID, hidden_sizes=(width, width), batch_size=batch_size)
+        yield UpdateProblem(*HUMANOID, hidden_sizes=(width, width), batch_size=batch_size, device=device)
 
 
 def measure(
@@ -42,9 +43,10 @@ def measure(
         For each contender updates per second, share of the peak, and how many times faster the fused update is, as
         percentiles over the rounds; and why contenders are absent.
     """
-    with open_team([*contenders, PEAK], problem, threads) as team:
+    peak = peak_of(problem.device)
+    with open_team([*contenders, peak], problem, threads) as team:
         rates = take_turns(team.workers, rounds, seconds)
-    return {**_settings(problem, threads, rounds, seconds, team), **_summarize(problem, rates)}
+    return {**_settings(problem, threads, rounds, seconds, team), **_summarize(problem, rates, peak)}
 
 
 def measure_profile(problem: UpdateProblem, threads: int, rounds: int, seconds: float) -> dict[str, Any]:
@@ -79,9 +81,9 @@ def _settings(problem: UpdateProblem, threads: int, rounds: int, seconds: float,
     }
 
 
-def _summarize(problem: UpdateProblem, rates: Mapping[str, list[float]]) -> dict[str, Any]:
-    contenders = {name: np.array(values) for name, values in rates.items() if name != PEAK}
-    peak = np.array(rates[PEAK]) if PEAK in rates else None
+def _summarize(problem: UpdateProblem, rates: Mapping[str, list[float]], peak_name: str) -> dict[str, Any]:
+    contenders = {name: np.array(values) for name, values in rates.items() if name != peak_name}
+    peak = np.array(rates[peak_name]) if peak_name in rates else None
     fused = contenders.get(FUSED)
     return {
         "peak_gigaflops": None if peak is None else Spread.of(peak).to_dict(1e-9),

@@ -58,11 +58,13 @@ class CollectOptions:
 
 @dataclasses.dataclass(frozen=True)
 class UpdateOptions:
-    """Time one gradient update by this package and by others, in turns, and the share of the processor's peak.
+    """Time one gradient update by this package and by others, in turns, and the share of the device's peak.
 
     Without other options, O=17, A=6, hidden 256-256, batch 256. Each contender works in a process of its own.
     """
 
+    device: str = "cpu"
+    """Where the updates are made: "cpu", "cuda" or "cuda:N"."""
     threads: tuple[int, ...] = (1, 2)
     """Numbers of threads, each measured on as many cores."""
     rounds: int | None = None
@@ -210,7 +212,10 @@ def _update(arguments: Sequence[str]) -> int:
     from sacfast.benchmark import bench_update, contenders, report
     from sacfast.benchmark.problems import UpdateProblem
 
-    names = [name for name in contenders.UPDATE if name != contenders.PEAK]
+    _require_device(options.device)
+    if options.profile and options.device != "cpu":
+        raise UsageError("profile: expected --device cpu; the phases of a CUDA graph are for a profiler such as nsys")
+    names = contenders.contenders_of(options.device)
     if unknown := sorted(set(options.only) - set(names)):
         raise UsageError(f"only: expected some of {', '.join(names)}, got {', '.join(unknown)}")
     if options.sweep:
@@ -219,7 +224,7 @@ def _update(arguments: Sequence[str]) -> int:
     seconds = options.seconds or (0.5 if options.sweep else 1.5)
     rows = []
     for threads in options.threads:
-        for problem in bench_update.sweep() if options.sweep else [UpdateProblem()]:
+        for problem in bench_update.sweep(options.device) if options.sweep else [UpdateProblem(device=options.device)]:
             if options.profile:
                 row = bench_update.measure_profile(problem, threads, rounds, seconds)
                 table = report.profile_table(row)

@@ -16,6 +16,7 @@ from sacfast.benchmark.problems import TRANSITIONS, TrainProblem, UpdateProblem
 FUSED = "fused"
 REFERENCE = "reference"
 PEAK = "peak"
+PEAK_GPU = "peak_gpu"
 TRAIN = "train"
 BARE_UPDATES = "bare_updates"
 TRAIN_PEER = "stable_baselines3"
@@ -44,6 +45,8 @@ class Contender(Generic[Problem]):
     build: Callable[[Problem, int], Work]
     distributions: tuple[str, ...] = ()
     """What must be installed beside this package's own dependencies."""
+    devices: tuple[str, ...] = ("cpu",)
+    """The kinds of device that it works on."""
 
 
 def repeat(chunk: Callable[[], float]) -> Callable[[float], Sample]:
@@ -68,6 +71,21 @@ def _fused(problem: UpdateProblem, threads: int) -> Work:
 def _reference(problem: UpdateProblem, threads: int) -> Work:
     """The same update in eager torch, without the fused ops."""
     learner, replay = _learner(problem, threads, backend="reference", fused_ops=False)
+    learner._captured = None  # on a GPU it would be a CUDA graph: `_reference_graph`
+    return Work(_updates(learner, replay, problem))
+
+
+def _reference_graph(problem: UpdateProblem, threads: int) -> Work:
+    """The same update in torch, recorded as a CUDA graph."""
+    return Work(_updates(*_learner(problem, threads, backend="reference", fused_ops=False), problem))
+
+
+def _reference_compiled_graph(problem: UpdateProblem, threads: int) -> Work:
+    """The same update through `torch.compile`, recorded as a CUDA graph: the recipe of LeanRL."""
+    import torch
+
+    learner, replay = _learner(problem, threads, backend="reference", fused_ops=False)
+    learner._update = torch.compile(learner._update)
     return Work(_updates(learner, replay, problem))
 
 
@@ -102,7 +120,7 @@ def _learner(problem: UpdateProblem, threads: int, backend: str, **fields: Any) 
     torch.set_num_threads(threads)
     config = SACConfig(hidden_sizes=problem.hidden_sizes, batch_size=problem.batch_size, **fields)
     observation_dim, action_dim = problem.observation_dim, problem.action_dim
-    replay = ReplayBuffer(TRANSITIONS, observation_dim, action_dim)
+    replay = ReplayBuffer(TRANSITIONS, observation_dim, action_dim, device=problem.device)
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -110,12 +128,16 @@ def _learner(problem: UpdateProblem, threads: int, backend: str, **fields: Any) 
 
     observation, next_observation = normal(observation_dim), normal(observation_dim)
     replay.add(observation, normal(action_dim).tanh(), normal(), next_observation, normal() > 2)
-    return make_learner(observation_dim, action_dim, config, backend=backend), replay
+    return make_learner(observation_dim, action_dim, config, backend=backend, device=problem.device), replay
 
 
 def _updates(learner: Any, replay: Any, problem: UpdateProblem) -> Callable[[float], Sample]:
+    import torch
+
     def chunk() -> float:
         learner.update(replay, gradient_steps=problem.updates_per_call)
+        if problem.device != "cpu":
+            torch.cuda.synchronize(problem.device)
         return problem.updates_per_call
 
     return repeat(chunk)
@@ -125,6 +147,25 @@ def _peak(_: UpdateProblem, threads: int) -> Work:
     """The processor's peak of multiply-adds in registers, all threads together."""
     fma_peak = importlib.import_module("sacfast._C").fma_peak
     return Work(lambda seconds: Sample(fma_peak(threads, seconds) * seconds, seconds))
+
+
+MATRIX = 8192
+"""Rows and columns of the matrices whose product is a GPU's peak."""
+
+
+def _peak_gpu(problem: UpdateProblem, _: int) -> Work:
+    """The GPU's rate of a large product of float32 matrices, without TF32."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    left = torch.randn(MATRIX, MATRIX, device=problem.device)
+
+    def chunk() -> float:
+        torch.mm(left, left)
+        torch.cuda.synchronize(problem.device)
+        return 2.0 * MATRIX**3
+
+    return Work(repeat(chunk))
 
 
 STEPS_PER_CALL = 512
@@ -178,15 +219,32 @@ def _peer(name: str) -> Callable[[Any, int], Work]:
     return lambda problem, threads: getattr(importlib.import_module("sacfast.benchmark.peers"), name)(problem, threads)
 
 
+ANY = ("cpu", "cuda")
 UPDATE: Mapping[str, Contender[UpdateProblem]] = {
-    FUSED: Contender(_fused),
-    REFERENCE: Contender(_reference),
+    FUSED: Contender(_fused, devices=ANY),
+    REFERENCE: Contender(_reference, devices=ANY),
     "reference_compiled": Contender(_reference_compiled),
-    "stable_baselines3": Contender(_peer("stable_baselines3"), ("stable-baselines3",)),
-    "sbx": Contender(_peer("sbx"), ("sbx-rl", "jax")),
+    "reference_graph": Contender(_reference_graph, devices=("cuda",)),
+    "reference_compiled_graph": Contender(_reference_compiled_graph, devices=("cuda",)),
+    "stable_baselines3": Contender(_peer("stable_baselines3"), ("stable-baselines3",), ANY),
+    "sbx": Contender(_peer("sbx"), ("sbx-rl", "jax"), ANY),
     "rltools": Contender(_peer("rltools"), ("rltools", "mkl", "mkl-include")),
     PEAK: Contender(_peak),
+    PEAK_GPU: Contender(_peak_gpu, devices=("cuda",)),
 }
+
+
+def peak_of(device: str) -> str:
+    """Return the name of the contender that measures the limit of a device."""
+    return PEAK if device == "cpu" else PEAK_GPU
+
+
+def contenders_of(device: str) -> list[str]:
+    """Return the names of those that make updates on a device, in the order of the table."""
+    kind = device.partition(":")[0]
+    return [name for name, each in UPDATE.items() if kind in each.devices and name not in (PEAK, PEAK_GPU)]
+
+
 TRAINING: Mapping[str, Contender[TrainProblem]] = {
     TRAIN: Contender(_train),
     BARE_UPDATES: Contender(_bare_updates),

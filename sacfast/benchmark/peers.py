@@ -1,4 +1,4 @@
-"""Other implementations of SAC on the CPU, each set up as its users do: only sizes are changed from its defaults.
+"""Other implementations of SAC, each set up as its users do: only sizes are changed from its defaults.
 
 A gradient update is the same everywhere: one step each of the critics, the actor, the temperature and the targets.
 """
@@ -44,7 +44,7 @@ def stable_baselines3(problem: UpdateProblem, threads: int) -> Work:
     from stable_baselines3 import SAC
 
     torch.set_num_threads(threads)
-    return _train_calls(SAC, problem, device="cpu")
+    return _train_calls(SAC, problem, device=problem.device)
 
 
 def sbx(problem: UpdateProblem, threads: int) -> Work:

@@ -24,6 +24,7 @@ class UpdateProblem:
     action_dim: int = 6
     hidden_sizes: tuple[int, ...] = (256, 256)
     batch_size: int = 256
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         """Store a list, which JSON makes of a tuple, as a tuple."""

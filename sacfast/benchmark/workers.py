@@ -42,7 +42,8 @@ class Worker:
         """
         benchmark = "update" if isinstance(problem, UpdateProblem) else "train"
         module = [sys.executable, "-P", "-m", "sacfast.benchmark.worker"]
-        environment = {"JAX_PLATFORMS": "cpu"}
+        device = problem.device if isinstance(problem, UpdateProblem) else "cpu"
+        environment = {"JAX_PLATFORMS": device.partition(":")[0]}
         if (ROOT / "csrc").is_dir():  # a source tree, which need not be installed
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         environment |= {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}

@@ -33,6 +33,7 @@ class UpdateSettings:
     log_std_bounding: str
     log_std_low: float
     log_std_high: float
+    matmul_precision: str
 
 class UpdateCounters:
     """State that is not a network's: temperature, counts and noise."""

@@ -160,6 +160,9 @@ class SACConfig(_Config):
     (the authors' code), "tanh" maps it to low + (high - low) / 2 * (tanh(s) + 1), "none" leaves it."""
     log_std_bounds: tuple[float, float] = (-20.0, 2.0)
     """Lowest and highest log standard deviation. The authors' code."""
+    matmul_precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """What the fused update on a GPU rounds the operands of its matrix products to, for its tensor cores; parameters
+    and sums stay float32. The other backends have "float32" alone."""
     fused_ops: bool = True
     """In the reference backend: the kernels of `sacfast.ops` (True) or their plain-torch twins (False)."""
 
@@ -178,6 +181,7 @@ class SACConfig(_Config):
             self._store(name, _float_pair(name, getattr(self, name), interval))
         _check_choice("target_update", self.target_update, ("polyak", "hard"))
         _check_choice("log_std_bounding", self.log_std_bounding, ("none", "clamp", "tanh"))
+        _check_choice("matmul_precision", self.matmul_precision, ("float32", "tf32", "bfloat16"))
         for name in ("value_network", "deterministic_policy", "fused_ops"):
             _check_bool(name, getattr(self, name))
         self._check_combinations()

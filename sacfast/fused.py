@@ -19,6 +19,7 @@ from sacfast.engines import METRICS, UpdateSettings, check_device, make_engine
 from sacfast.learner import (
     Replay,
     check_batch,
+    check_float32,
     check_noise,
     check_state,
     check_update_arguments,
@@ -34,7 +35,7 @@ INDEX_WORDS_PER_CALL = 2**22
 _SAME_NAME = (
     *("observation_dim", "action_dim", "batch_size", "gamma", "reward_scale", "target_entropy"),
     *("actor_lr", "critic_lr", "alpha_lr", "value_lr", "adam_eps", "tau", "target_update_interval"),
-    *("value_network", "deterministic_policy", "log_std_bounding"),
+    *("value_network", "deterministic_policy", "log_std_bounding", "matmul_precision"),
 )
 
 # Where the engine has what a flat buffer holds, in its order: network and part.
@@ -80,6 +81,8 @@ class FusedLearner:
         self.action_dim = action_dim
         self.metric_names = metric_names(config)
         check_device(self.device, dtype)
+        if self.device.type == "cpu" or dtype != torch.float32:
+            check_float32(config, f"with {dtype} on {self.device}")
         self._reported = torch.tensor([METRICS.index(name) for name in self.metric_names], device=self.device)
         generator, noise_seed = random_start(seed)
         self._networks = build_networks(observation_dim, action_dim, config, self.device, dtype, generator)

@@ -60,6 +60,10 @@ class Learner(Protocol):
         """
         ...
 
+    def wait(self) -> None:
+        """Wait for updates under way: on a GPU `update` may return before them. Raises what they have met."""
+        ...
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of everything that an exact resume needs, by name."""
         ...
@@ -117,6 +121,15 @@ def random_start(seed: int) -> tuple[torch.Generator, int]:
         raise ValueError(f"seed: expected an int >= 0, got {seed}")
     init_seed, noise_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
     return torch.Generator().manual_seed(init_seed), noise_seed
+
+
+def check_float32(config: SACConfig, where: str) -> None:
+    """Raise ValueError for a configuration that asks for less than float32 in matrix products."""
+    if config.matmul_precision != "float32":
+        raise ValueError(
+            f"matmul_precision: expected 'float32' {where}, got {config.matmul_precision!r}, which the fused backend "
+            "has in float32 on a GPU"
+        )
 
 
 def check_update_arguments(replay: Replay, gradient_steps: int, batch_size: int) -> None:

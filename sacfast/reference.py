@@ -42,6 +42,7 @@ from sacfast.learner import (
     Replay,
     Turn,
     check_batch,
+    check_float32,
     check_noise,
     check_state,
     check_update_arguments,
@@ -76,9 +77,11 @@ class ReferenceLearner:
     ) -> None:
         """Draw parameters (actor, critics, value network) and start the noise, both from `seed` >= 0.
 
-        `config` None is `SACConfig()`. Raises ValueError for a size below 1 or a negative seed.
+        `config` None is `SACConfig()`. Raises ValueError for a size below 1, a negative seed, or a `matmul_precision`
+        other than float32.
         """
         self.config = config = config or SACConfig()
+        check_float32(config, "in the reference backend")
         self.observation_dim = observation_dim
         self.action_dim = action_dim
         self.gradient_updates = 0
@@ -297,6 +300,11 @@ class ReferenceLearner:
             raise FloatingPointError(
                 f"update {self.gradient_updates + 1}: {what} is not finite; no parameter has taken it on"
             )
+
+    def wait(self) -> None:
+        """Wait for the updates under way."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of everything that an exact resume needs, by name.

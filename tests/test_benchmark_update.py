@@ -322,7 +322,15 @@ def test_every_device_has_its_contenders() -> None:
         *("fused", "reference", "reference_compiled", "stable_baselines3", "sbx", "rltools"),
     ]
     assert contenders.contenders_of("cuda:1") == [
-        *("fused", "reference", "reference_graph", "reference_compiled_graph", "stable_baselines3", "sbx"),
+        *(
+            "fused",
+            "fused_tf32",
+            "reference",
+            "reference_graph",
+            "reference_compiled_graph",
+            "stable_baselines3",
+            "sbx",
+        ),
     ]
     assert (contenders.peak_of("cpu"), contenders.peak_of("cuda")) == ("peak", "peak_gpu")
 

@@ -73,6 +73,22 @@ def test_sizes(batch_size: int, hidden_sizes: tuple[int, ...]) -> None:
         torch.testing.assert_close(state[name], value, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize(("precision", "limit"), [("tf32", 2e-3), ("bfloat16", 2e-2)])
+def test_tensor_cores_are_near_to_float32(precision: str, limit: float) -> None:
+    """One update from the same state: TF32 has 11 bits, bfloat16 8, of each operand of sums of 64 terms."""
+    sizes = {"hidden_sizes": (64, 64), "batch_size": 64}
+    exact, rounded = (
+        FusedLearner(O, A, make_config(sizes, matmul_precision=name), device="cuda", seed=3)
+        for name in ("float32", precision)
+    )
+    batch = random_batch(0, rows=64)
+    noise = on_gpu(random_noise(exact.config, 0, torch.float32, rows=64))
+    on_device = type(batch)(*(field.cuda() for field in batch))
+    expected, found = exact.update_batch(on_device, **noise), rounded.update_batch(on_device, **noise)
+    torch.testing.assert_close(found, expected, rtol=limit, atol=limit)
+    assert not torch.equal(found, expected)
+
+
 def test_the_same_start_gives_the_same_bits() -> None:
     def run(calls: list[int]) -> State:
         learner, replay = make_learner(O, A, make_config(), device="cuda", seed=3), filled()

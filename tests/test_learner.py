@@ -105,3 +105,15 @@ def test_check_state_lists_every_fault():
 def test_check_state_refuses_what_is_no_tensor():
     with pytest.raises(TypeError, match="state: expected a tensor for a, got list"):
         check_state({"a": [0.0]}, {"a": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(("backend", "where"), [("fused", "with torch.float32 on cpu"), ("reference", "in the ref")])
+def test_products_in_less_than_float32_are_refused_where_they_are_not(backend: str, where: str) -> None:
+    config = SACConfig(matmul_precision="tf32")
+    with pytest.raises(ValueError, match=f"matmul_precision: expected 'float32' {where}.*got 'tf32'"):
+        make_learner(4, 3, config, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["fused", "reference"])
+def test_on_the_cpu_there_is_nothing_to_wait_for(backend: str) -> None:
+    make_learner(4, 3, SACConfig(), backend=backend).wait()

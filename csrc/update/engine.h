@@ -13,6 +13,9 @@
 
 namespace sacfast {
 
+// In what the operands of matrix products are rounded; sums are in float32.
+enum class Precision : int { kFloat32, kTf32, kBfloat16 };
+
 // The fields of SACConfig that the update reads, under the same names.
 struct UpdateSettings {
   std::int64_t observation_dim = 0, action_dim = 0, batch_size = 0;
@@ -29,6 +32,7 @@ struct UpdateSettings {
   bool value_network = false, deterministic_policy = false;
   LogStdBounding log_std_bounding = LogStdBounding::kClamp;
   double log_std_low = 0, log_std_high = 0;
+  Precision matmul_precision = Precision::kFloat32;  // the others: on a GPU only
 };
 
 // The networks that are learned, and what there is of each.

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <type_traits>
 
 #include "gpu_state.h"
 
@@ -176,13 +177,12 @@ class GpuWorker {
   void forward(Lane lane, std::initializer_list<ForwardPass> passes) {
     const std::size_t hidden_layers = passes.begin()->network->hidden_layers();
     for (std::size_t i = 0; i < hidden_layers; ++i) {
-      MatrixProducts<T, HiddenLayer<T>> body{};
-      begin(body);
+      ProductList<T, HiddenLayer<T>> list{};
       for (const ForwardPass& pass : passes) {
         const DenseLayer& layer = pass.network->layers[i];
         const T* input = i == 0 ? pass.input : (*pass.out)[i - 1];
         const std::int64_t stride = i == 0 ? pass.input_stride : layer.inputs;
-        body.items[body.count++] = {s_.batch,
+        list.items[list.count++] = {s_.batch,
                                     layer.outputs,
                                     layer.inputs,
                                     {input, 1, stride},
@@ -190,7 +190,7 @@ class GpuWorker {
                                     layer.outputs,
                                     {pass.parameters + layer.bias, (*pass.out)[i], layer.outputs}};
       }
-      launch(lane, body, body.blocks());
+      multiply(lane, list);
     }
   }
 
@@ -305,12 +305,11 @@ class GpuWorker {
 
   // Through layer `layer`, whose deltas are `from` (null: those of that hidden layer), to the hidden layer before it.
   void hidden_deltas(const std::vector<BackwardPass>& passes, std::size_t layer, const T* from) {
-    MatrixProducts<T, HiddenDelta<T>> body{};
-    begin(body);
+    ProductList<T, HiddenDelta<T>> list{};
     for (const BackwardPass& pass : passes) {
       const GpuNetwork<T>& network = *pass.network;
       const DenseLayer& through = network.layers[layer];
-      body.items[body.count++] = {s_.batch,
+      list.items[list.count++] = {s_.batch,
                                   through.inputs,
                                   through.outputs,
                                   {from != nullptr ? from : network.deltas[layer], 1, through.outputs},
@@ -318,7 +317,7 @@ class GpuWorker {
                                   through.inputs,
                                   {network.hidden[layer - 1], network.deltas[layer - 1], through.inputs}};
     }
-    launch(Lane::kMain, body, body.blocks());
+    multiply(Lane::kMain, list);
   }
 
   struct Descending {
@@ -327,9 +326,7 @@ class GpuWorker {
 
   // The gradients of all layers, each taken right into its optimiser's step.
   void descend(std::initializer_list<Descending> networks, const T* network_input) {
-    using Body = MatrixProducts<T, Descent<T>>;
-    Body body{};
-    begin(body);
+    ProductList<T, Descent<T>> list{};
     for (const Descending& each : networks) {
       const GpuNetwork<T>& network = s_.network(each.network);
       for (std::size_t i = 0; i < network.layers.size(); ++i) {
@@ -337,20 +334,20 @@ class GpuWorker {
         const T* delta = i == network.hidden_layers() ? network.out_gradient : network.deltas[i];
         const T* input = i == 0 ? network_input : network.hidden[i - 1];
         const std::int64_t input_stride = i == 0 ? pair() : layer.inputs;
-        body.items[body.count++] = {layer.outputs,
+        list.items[list.count++] = {layer.outputs,
                                     layer.inputs + 1,
                                     s_.batch,
                                     {delta, layer.outputs, 1},
                                     {input, input_stride, 1},
                                     layer.inputs,
                                     descent(each, static_cast<std::int64_t>(i), layer)};
-        if (body.count == Body::kMost) {
-          launch(Lane::kMain, body, body.blocks());
-          body.count = 0;
+        if (list.count == list.kMost) {
+          multiply(Lane::kMain, list);
+          list.count = 0;
         }
       }
     }
-    if (body.count > 0) launch(Lane::kMain, body, body.blocks());
+    if (list.count > 0) multiply(Lane::kMain, list);
   }
 
   Descent<T> descent(const Descending& of, std::int64_t number, const DenseLayer& layer) {
@@ -397,6 +394,29 @@ class GpuWorker {
     body.low = static_cast<T>(settings_.log_std_low);
     body.high = static_cast<T>(settings_.log_std_high);
     body.deterministic = settings_.deterministic_policy;
+  }
+
+  template <class Epilogue>
+  void multiply(Lane lane, const ProductList<T, Epilogue>& list) {
+    if constexpr (std::is_same_v<T, float>) {
+      switch (settings_.matmul_precision) {
+        case Precision::kTf32:
+          return multiply<TensorTile<Precision::kTf32>>(lane, list);
+        case Precision::kBfloat16:
+          return multiply<TensorTile<Precision::kBfloat16>>(lane, list);
+        case Precision::kFloat32:
+          break;
+      }
+    }
+    multiply<ExactTile<T>>(lane, list);
+  }
+
+  template <class Tile, class Epilogue>
+  void multiply(Lane lane, const ProductList<T, Epilogue>& list) {
+    MatrixProducts<T, Epilogue, Tile> body{};
+    begin(body);
+    body.list = list;
+    launch(lane, body, body.blocks());
   }
 
   template <class Kernel>

@@ -13,6 +13,7 @@
 #include "../core/polyak.h"
 #include "../core/tanh_gaussian.h"
 #include "counters.h"
+#include "tile_product.h"
 
 namespace sacfast::SACFAST_ISA {
 
@@ -280,31 +281,27 @@ struct MatrixProduct {
   Epilogue epilogue;
 };
 
-constexpr int kTile = 32;   // rows and columns of an output tile: a block's
-constexpr int kDepth = 64;  // of the operands that a block holds at a time
-
-// Several products in one launch. A block makes one tile of one of them: four groups of 64 threads each take a quarter
-// of the depth and hold 4 x 4 sums a thread, which are then added up in a fixed order.
 template <class T, class Epilogue>
-struct MatrixProducts : Body<T> {
+struct ProductList {
   static constexpr int kMost = 8;
-  static constexpr int kPitch = kTile + 4;  // rows of four elements stay aligned
-  static constexpr int kGroups = 4, kGroupThreads = kBlockThreads / kGroups;
-  static constexpr int kFetched = kDepth * kTile / kBlockThreads;
-  static_assert(kGroups * kTile * (kTile + 1) <= 2 * kDepth * kPitch, "the sums take the operands' place");
-
-  int count = 0;
+  int count;
   MatrixProduct<T, Epilogue> items[kMost];
+};
+
+// Several products in one launch. A block makes one tile of one of them.
+template <class T, class Epilogue, class Tile>
+struct MatrixProducts : Body<T> {
+  static constexpr int kFetched = kDepth * kTile / kBlockThreads;
+  static_assert(Tile::kGroups * kTile * (kTile + 1) <= 2 * kDepth * kPitch, "the sums take the operands' place");
+
+  ProductList<T, Epilogue> list;
 
   struct Shared {
     alignas(32) T memory[2 * kDepth * kPitch];
   };
   struct Registers {
-    T sums[4][4];
+    typename Tile::Sums sums;
     T left[kFetched], right[kFetched];  // fetched ahead
-  };
-  struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) Four {
-    T values[4];
   };
 
   SACFAST_HD static std::int64_t tiles(std::int64_t size) { return (size + kTile - 1) / kTile; }
@@ -313,7 +310,7 @@ struct MatrixProducts : Body<T> {
   }
   std::int64_t blocks() const {
     std::int64_t all = 0;
-    for (int i = 0; i < count; ++i) all += blocks(items[i]);
+    for (int i = 0; i < list.count; ++i) all += blocks(list.items[i]);
     return all;
   }
 
@@ -322,8 +319,8 @@ struct MatrixProducts : Body<T> {
     const Shift here = this->shift(block);
     std::int64_t tile = block.index;
     int number = 0;
-    while (tile >= blocks(items[number])) tile -= blocks(items[number++]);
-    const MatrixProduct<T, Epilogue>& item = items[number];
+    while (tile >= blocks(list.items[number])) tile -= blocks(list.items[number++]);
+    const MatrixProduct<T, Epilogue>& item = list.items[number];
     const std::int64_t first_row = tile / tiles(item.cols) * kTile, first_col = tile % tiles(item.cols) * kTile;
     T* const left = shared.memory;
     T* const right = shared.memory + kDepth * kPitch;
@@ -336,9 +333,7 @@ struct MatrixProducts : Body<T> {
     };
     PerThread<Registers> kept;
     block.each_thread([&](int thread) {
-      for (auto& row : kept[thread].sums) {
-        for (T& sum : row) sum = 0;
-      }
+      kept[thread].sums = {};
       fetch(thread, 0, kept[thread]);
     });
     for (std::int64_t depth = 0; depth < item.depth; depth += kDepth) {
@@ -348,24 +343,21 @@ struct MatrixProducts : Body<T> {
       });
       block.each_thread([&](int thread) {
         if (depth + kDepth < item.depth) fetch(thread, depth + kDepth, kept[thread]);
-        add_products(thread, left, right, kept[thread].sums);
+        Tile::add(thread, left, right, kept[thread].sums);
       });
     }
 
     block.each_thread([&](int thread) {
-      T* const sums = shared.memory + thread / kGroupThreads * kTile * (kTile + 1);
-      for (int i = 0; i < 4; ++i) {
-        for (int j = 0; j < 4; ++j) {
-          sums[(row_of(thread) + i) * (kTile + 1) + col_of(thread) + j] = kept[thread].sums[i][j];
-        }
-      }
+      Tile::for_each(thread, kept[thread].sums, [&](int group, int row, int col, T sum) {
+        shared.memory[(group * kTile + row) * (kTile + 1) + col] = sum;
+      });
     });
     block.each_thread([&](int thread) {
       for (int i = thread; i < kTile * kTile; i += kBlockThreads) {
         const std::int64_t row = first_row + i / kTile, col = first_col + i % kTile;
         if (row >= item.rows || col >= item.cols) continue;
         T sum = 0;
-        for (int group = 0; group < kGroups; ++group) {
+        for (int group = 0; group < Tile::kGroups; ++group) {
           sum += shared.memory[(group * kTile + i / kTile) * (kTile + 1) + i % kTile];
         }
         item.epilogue(row, col, sum, here, *here(this->scalars));
@@ -374,9 +366,6 @@ struct MatrixProducts : Body<T> {
   }
 
  private:
-  SACFAST_HD static int row_of(int thread) { return thread % kGroupThreads / 8 * 4; }
-  SACFAST_HD static int col_of(int thread) { return thread % kGroupThreads % 8 * 4; }
-
   // Where element i of a thread's share lies in a part [kDepth, kTile]: neighbours in memory go to neighbouring
   // threads.
   SACFAST_HD static void place(const Operand<T>& operand, int thread, int i, int& depth, int& cross) {
@@ -406,20 +395,6 @@ struct MatrixProducts : Body<T> {
       int depth, cross;
       place(operand, thread, i, depth, cross);
       part[depth * kPitch + cross] = fetched[i];
-    }
-  }
-
-  SACFAST_HD static void add_products(int thread, const T* left, const T* right, T (&sums)[4][4]) {
-    constexpr int depth = kDepth / kGroups;
-    const int first = thread / kGroupThreads * depth;
-    left += first * kPitch + row_of(thread);
-    right += first * kPitch + col_of(thread);
-    for (int k = 0; k < depth; ++k) {
-      const Four a = *reinterpret_cast<const Four*>(left + k * kPitch);
-      const Four b = *reinterpret_cast<const Four*>(right + k * kPitch);
-      for (int i = 0; i < 4; ++i) {
-        for (int j = 0; j < 4; ++j) sums[i][j] += a.values[i] * b.values[j];
-      }
     }
   }
 };

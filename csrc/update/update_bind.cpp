@@ -35,6 +35,13 @@ LogStdBounding bounding_of(const std::string& name) {
   throw std::invalid_argument("log_std_bounding: expected 'none', 'clamp' or 'tanh', got '" + name + "'");
 }
 
+Precision precision_of(const std::string& name) {
+  if (name == "float32") return Precision::kFloat32;
+  if (name == "tf32") return Precision::kTf32;
+  if (name == "bfloat16") return Precision::kBfloat16;
+  throw std::invalid_argument("matmul_precision: expected 'float32', 'tf32' or 'bfloat16', got '" + name + "'");
+}
+
 void check_settings(const UpdateSettings& settings) {
   const auto positive = [](const char* name, std::int64_t value) {
     if (value < 1) {
@@ -266,7 +273,9 @@ PYBIND11_MODULE(_C, module) {
   py::class_<UpdateSettings> settings(module, "UpdateSettings");
   settings.def(py::init<>())
       .def_property("log_std_bounding", nullptr,
-                    [](UpdateSettings& self, const std::string& name) { self.log_std_bounding = bounding_of(name); });
+                    [](UpdateSettings& self, const std::string& name) { self.log_std_bounding = bounding_of(name); })
+      .def_property("matmul_precision", nullptr,
+                    [](UpdateSettings& self, const std::string& name) { self.matmul_precision = precision_of(name); });
 #define SACFAST_FIELD(name) settings.def_readwrite(#name, &UpdateSettings::name)
   SACFAST_FIELD(observation_dim);
   SACFAST_FIELD(action_dim);

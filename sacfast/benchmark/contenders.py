@@ -68,6 +68,11 @@ def _fused(problem: UpdateProblem, threads: int) -> Work:
     return Work(_updates(learner, replay, problem), lambda updates: learner.profile(replay, updates))
 
 
+def _fused_tf32(problem: UpdateProblem, threads: int) -> Work:
+    """The native update with matrix products on tensor cores."""
+    return Work(_updates(*_learner(problem, threads, backend="fused", matmul_precision="tf32"), problem))
+
+
 def _reference(problem: UpdateProblem, threads: int) -> Work:
     """The same update in eager torch, without the fused ops."""
     learner, replay = _learner(problem, threads, backend="reference", fused_ops=False)
@@ -222,6 +227,7 @@ def _peer(name: str) -> Callable[[Any, int], Work]:
 ANY = ("cpu", "cuda")
 UPDATE: Mapping[str, Contender[UpdateProblem]] = {
     FUSED: Contender(_fused, devices=ANY),
+    "fused_tf32": Contender(_fused_tf32, devices=("cuda",)),
     REFERENCE: Contender(_reference, devices=ANY),
     "reference_compiled": Contender(_reference_compiled),
     "reference_graph": Contender(_reference_graph, devices=("cuda",)),

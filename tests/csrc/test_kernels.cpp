@@ -199,6 +199,79 @@ void check_same_updates(const char* name, const UpdateSettings& settings, bool g
   }
 }
 
+// A block's product of the parts it holds: every element of the tile once, from operands rounded as they should be.
+template <class T, class Tile, class Round>
+void check_tile(const Round& round) {
+  std::vector<T> left(kDepth * kPitch), right(left.size());
+  Mixer mixer{3};
+  for (T& each : left) each = static_cast<T>(mixer.uniform());
+  for (T& each : right) each = static_cast<T>(mixer.uniform());
+  std::vector<double> found(kTile * kTile, 0);
+  std::vector<int> parts(found.size(), 0);
+  for (int thread = 0; thread < kBlockThreads; ++thread) {
+    typename Tile::Sums sums = {};
+    Tile::add(thread, left.data(), right.data(), sums);
+    Tile::for_each(thread, sums, [&](int group, int row, int col, T sum) {
+      EXPECT(group >= 0 && group < Tile::kGroups);
+      found[static_cast<std::size_t>(row * kTile + col)] += sum;
+      ++parts[static_cast<std::size_t>(row * kTile + col)];
+    });
+  }
+  double apart = 0;
+  for (int row = 0; row < kTile; ++row) {
+    for (int col = 0; col < kTile; ++col) {
+      double sum = 0;
+      for (int k = 0; k < kDepth; ++k) {
+        sum += static_cast<double>(round(left[static_cast<std::size_t>(k * kPitch + row)])) *
+               static_cast<double>(round(right[static_cast<std::size_t>(k * kPitch + col)]));
+      }
+      apart = std::max(apart, std::fabs(sum - found[static_cast<std::size_t>(row * kTile + col)]));
+    }
+  }
+  EXPECT(apart < (sizeof(T) == 8 ? 1e-13 : 1e-5));
+  EXPECT(std::all_of(parts.begin(), parts.end(), [](int count) { return count == Tile::kGroups; }));
+}
+
+// float with `bits` of its 24 bits of precision, by arithmetic alone.
+float with_bits(float value, int bits) {
+  int exponent = 0;
+  const double fraction = std::frexp(static_cast<double>(value), &exponent);
+  return static_cast<float>(std::ldexp(std::nearbyint(std::ldexp(fraction, bits)), exponent - bits));
+}
+
+void check_tiles() {
+  check_tile<float, ExactTile<float>>([](float value) { return value; });
+  check_tile<double, ExactTile<double>>([](double value) { return value; });
+  check_tile<float, TensorTile<Precision::kTf32>>([](float value) { return with_bits(value, 11); });
+  check_tile<float, TensorTile<Precision::kBfloat16>>([](float value) { return with_bits(value, 8); });
+  for (const float value : {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(), 0.0f}) {
+    EXPECT(TensorTile<Precision::kTf32>::rounded(value) == value);
+    EXPECT(TensorTile<Precision::kBfloat16>::rounded(value) == value);
+  }
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  EXPECT(std::isnan(TensorTile<Precision::kTf32>::rounded(nan)));
+  EXPECT(std::isnan(TensorTile<Precision::kBfloat16>::rounded(nan)));
+}
+
+// Near to exact products, and not the same.
+void check_precision(Precision precision, double limit) {
+  UpdateSettings exact = settings_of({64, 64}, 64);
+  exact.actor_lr = exact.critic_lr = exact.alpha_lr = 0;  // Adam turns any difference of a small gradient into a step
+  UpdateSettings rounded = exact;
+  rounded.matmul_precision = precision;
+  const Transitions transitions(exact, 5);
+  const std::vector<std::int64_t> index = index_of(1, exact.batch_size);
+  Simulated<float> expected(exact), found(rounded);
+  start<float>(expected.engine, exact, 4);
+  start<float>(found.engine, exact, 4);
+  const UpdateOutcome one = expected.engine.update(work_of<float>(transitions, index, 1));
+  const UpdateOutcome other = found.engine.update(work_of<float>(transitions, index, 1));
+  const double metrics = difference({one.metrics, one.metrics + kMetrics}, {other.metrics, other.metrics + kMetrics});
+  const double state = difference(state_of<float>(expected.engine, exact), state_of<float>(found.engine, exact));
+  EXPECT(metrics > 0 && metrics < limit);
+  EXPECT(state > 0 && state < limit);
+}
+
 // Learners side by side end as each does alone, to the last bit.
 void check_side_by_side(const UpdateSettings& settings) {
   constexpr int learners = 3;
@@ -298,14 +371,14 @@ void check_one_of_two_fails(const UpdateSettings& settings) {
     }
   }
   index[static_cast<std::size_t>(3 * settings.batch_size)] = 0;  // of the second learner's second minibatch
-  pair.engine.enqueue(work, apart);
+  pair.engine.enqueue(work, apart, {});
   EXPECT(pair.engine.collect().fault == "critic_loss");
   pair.engine.select(1);
   EXPECT(pair.engine.counters().gradient_updates == 3 + 1);
   index[static_cast<std::size_t>(3 * settings.batch_size)] = 1;
   // The second learner's twin makes one update less.
   work.steps = 1;
-  pair.engine.enqueue(work, apart);
+  pair.engine.enqueue(work, apart, {});
   EXPECT(pair.engine.collect().fault.empty());
   EXPECT(pair.engine.counters().gradient_updates == 3 + 2);
   Simulated<float> alone(settings);
@@ -352,6 +425,10 @@ int run() {
   other.action_dim = 60;
   other.hidden_sizes = {40, 300};
   check_same_updates<double>("wide", other);
+
+  check_tiles();
+  check_precision(Precision::kTf32, 2e-3);
+  check_precision(Precision::kBfloat16, 2e-2);
 
   for (const UpdateSettings& each : {usual, v1(usual), settings_of({}, 16)}) {
     check_side_by_side(each);

@@ -76,7 +76,7 @@ $(VENV)/.dependencies: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -qq --upgrade pip
 	$(VENV)/bin/python -m pip install -qq $(TORCH)
-	$(VENV)/bin/python -c '$(REQUIREMENTS)' build run dev > $(VENV)/requirements.txt
+	$(VENV)/bin/python -c '$(REQUIREMENTS)' build run dev examples > $(VENV)/requirements.txt
 	$(VENV)/bin/python -m pip install -qq $(TORCH) -r $(VENV)/requirements.txt
 	touch $@
 

@@ -25,13 +25,13 @@ REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb
 	lists = {"build": p["build-system"]["requires"], "run": project["dependencies"], **project["optional-dependencies"]}; \
 	print(*(line for name in sys.argv[1:] for line in lists[name]), sep="\n")
 
-.PHONY: train test bench bench-collect bench-update bench-train bench-peers lint format sanitize setup
+.PHONY: train test bench bench-collect bench-update bench-train bench-peers docs lint format sanitize setup
 .PHONY: cuda-compile cuda-build gpu-check clean
 
 train: setup
 	$(VENV)/bin/sacfast train --env-id $(ENV_ID) --total-timesteps $(STEPS)
 
-test: lint
+test: lint $(VENV)/.test-dependencies
 	$(VENV)/bin/python -m pytest
 
 bench: setup
@@ -51,6 +51,10 @@ bench-train: setup
 bench-peers: setup $(PEERS_VENV)/.dependencies
 	PYTHONPATH=. $(PEERS_VENV)/bin/python -m sacfast benchmark update $(BENCH)
 	PYTHONPATH=. $(PEERS_VENV)/bin/python -m sacfast benchmark train
+
+# The site goes to build/site; a warning is an error. Nothing is fetched, neither now nor when a page is read.
+docs: setup $(VENV)/.test-dependencies
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 lint: setup
 	$(VENV)/bin/ruff check
@@ -76,8 +80,14 @@ $(VENV)/.dependencies: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -qq --upgrade pip
 	$(VENV)/bin/python -m pip install -qq $(TORCH)
-	$(VENV)/bin/python -c '$(REQUIREMENTS)' build run dev examples > $(VENV)/requirements.txt
+	$(VENV)/bin/python -c '$(REQUIREMENTS)' build run dev > $(VENV)/requirements.txt
 	$(VENV)/bin/python -m pip install -qq $(TORCH) -r $(VENV)/requirements.txt
+	touch $@
+
+# What the examples show sacfast beside, and what builds the site; `make train` needs neither.
+$(VENV)/.test-dependencies: $(VENV)/.dependencies
+	$(VENV)/bin/python -c '$(REQUIREMENTS)' examples docs > $(VENV)/test-requirements.txt
+	$(VENV)/bin/python -m pip install -qq $(TORCH) -r $(VENV)/test-requirements.txt
 	touch $@
 
 $(VENV)/.built: $(VENV)/.dependencies $(NATIVE)

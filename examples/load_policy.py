@@ -77,10 +77,12 @@ def train(path: Path, total_timesteps: int) -> Path:
 
 def compare(act: Callable[[FloatArray], FloatArray], checkpoint: Path, rounds: int) -> None:
     """Print the largest difference to `SAC.predict` over a thousand observations, and what each takes for one."""
+    import torch
     from gain import print_gain
 
     import sacfast
 
+    torch.set_num_threads(1)
     model = sacfast.SAC.load(checkpoint, device="cpu")
     observation = np.random.default_rng(0).standard_normal((1000, model.spec.observation_dim), np.float32)
     half_range = (model.spec.action_high - model.spec.action_low) / 2

@@ -49,7 +49,7 @@ class MeanPolicy(nn.Module):
     def __init__(self, model: sacfast.SAC) -> None:
         """Take the parameters of the model's actor, shared and not copied."""
         super().__init__()
-        self.layers = nn.ModuleList(model.learner.actor.layers)
+        self.actor = model.learner.actor
         bounds = model.spec.action_low, model.spec.action_high
         low, high = (torch.as_tensor(bound, dtype=torch.float32) for bound in bounds)
         self.register_buffer("half_range", (high - low) / 2)
@@ -57,10 +57,7 @@ class MeanPolicy(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Map [n, O] to actions [n, A]."""
-        *hidden, head = self.layers
-        for layer in hidden:
-            observation = torch.relu(layer(observation))
-        mean, _ = head(observation).chunk(2, dim=-1)
+        mean, _ = self.actor(observation)
         return self.centre + self.half_range * mean.tanh()
 
 

@@ -8,11 +8,13 @@ from sacfast.benchmark.harness import Rounds, Settings
 def print_gain(what: str, contenders: dict[str, Callable[[], object]], rounds: int) -> None:
     """Time two ways of doing `what` in turns; print how much faster the first is.
 
-    A machine's speed drifts by more than what is to be measured, so the ratio is taken inside each round.
+    A machine's speed drifts by more than what is to be measured, so the ratio is taken inside each round. A sample lasts
+    long beside a time slice: on a busy machine the shorter of two calls would else be the one that is not interrupted.
     """
     fast, slow = contenders
-    timings = Rounds(contenders, Settings())
-    for _ in range(Settings.warmup_rounds + rounds):
+    settings = Settings(rounds=rounds, warmup_rounds=1, sample_milliseconds=50)
+    timings = Rounds(contenders, settings)
+    for _ in range(settings.warmup_rounds + rounds):
         timings.run_one()
     timings.keep_last(rounds)
     ratio, seconds = timings.ratio(slow, fast), timings.spread(fast).p50

@@ -8,8 +8,8 @@ from sacfast.benchmark.harness import Rounds, Settings
 def print_gain(what: str, contenders: dict[str, Callable[[], object]], rounds: int) -> None:
     """Time two ways of doing `what` in turns; print how much faster the first is.
 
-    A machine's speed drifts by more than what is to be measured, so the ratio is taken inside each round. A sample lasts
-    long beside a time slice: on a busy machine the shorter of two calls would else be the one that is not interrupted.
+    A machine's speed drifts by more than what is to be measured, so the ratio is taken inside each round. A sample
+    outlasts time slices: on a busy machine the shorter of two calls would else be the one that is not interrupted.
     """
     fast, slow = contenders
     settings = Settings(rounds=rounds, warmup_rounds=1, sample_milliseconds=50)

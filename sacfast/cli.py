@@ -31,6 +31,7 @@ Options = TypeVar("Options")
 FAILED = 1
 BAD_USAGE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+TERMINATED = 143  # 128 + SIGTERM
 
 
 class UsageError(Exception):
@@ -46,12 +47,32 @@ class Command(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-    """Train SAC on a task. Without --run-dir the run goes to runs/ENV_ID-seedSEED-DATE-TIME."""
+    """Train SAC on a task. Without --run-dir the run goes to runs/ENV_ID-seedSEED-DATE-TIME.
+
+    `sacfast train --resume RUN_DIR` takes up a run that was cut short; `sacfast train --resume --help` tells more.
+    """
 
     run: TrainConfig
     """The run: its task, length, seed, machine and files."""
     algorithm: SACConfig = dataclasses.field(default_factory=SACConfig)
     """The algorithm. v1 is arXiv 1801.01290, v2 is arXiv 1812.05905."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ResumeOptions:
+    """Take up a run from its newest sound checkpoint and go on in its directory, bit for bit as if never stopped.
+
+    All other settings are the run's own.
+    """
+
+    resume: Path
+    """The run directory."""
+    total_timesteps: int | None = None
+    """Transitions that the run is to have in all; None: as it was started."""
+    device: str | None = None
+    """Where the learner works; None: as the run was started. Another device does not go on bit for bit."""
+    progress: bool = True
+    """Whether to show a progress bar."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +99,8 @@ class DoctorOptions:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (None: this process's) and return the exit code.
 
-    0: done. 1: the command failed. 2: it was asked for in a wrong way. 130: it was interrupted.
+    0: done. 1: the command failed. 2: it was asked for in a wrong way. 130: it was interrupted (Ctrl-C). 143: it was
+    terminated (SIGTERM).
     """
     name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     if name in ("-h", "--help"):
@@ -192,34 +214,86 @@ def _usage() -> str:
 
 
 def _train(arguments: Sequence[str]) -> int:
+    if any(word.partition("=")[0] == "--resume" for word in arguments):
+        return _resume(arguments)
     options = parse("train", TrainOptions, arguments)
     train = options.run
     if train.run_dir is None:
         name = f"{train.env_id.replace('/', '-')}-seed{train.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
         train = dataclasses.replace(train, run_dir=Path("runs") / name)
 
-    from torch import OutOfMemoryError  # of a GPU
-
-    from sacfast.envs import EnvironmentFault
     from sacfast.trainer import SAC
 
     try:
         model = SAC.from_config(train, options.algorithm)
     except (TypeError, ValueError, OSError, MemoryError) as error:
         raise UsageError(_one_line(error)) from error
-    print(f"{train.env_id} on {model.device}, {train.backend} backend, run directory {train.run_dir}")
+    return _learn(model, None)
+
+
+def _resume(arguments: Sequence[str]) -> int:
+    options = parse("train", ResumeOptions, arguments)
+
+    from sacfast.trainer import SAC
+
+    changes = {"progress": options.progress} | ({} if options.device is None else {"device": options.device})
     try:
-        model.learn()
-    except (EnvironmentFault, FloatingPointError, MemoryError, OutOfMemoryError) as fault:
+        model = SAC.resume(options.resume, **changes)
+    except (TypeError, ValueError, OSError, MemoryError) as error:
+        raise UsageError(_one_line(error)) from error
+    more = None
+    if options.total_timesteps is not None:
+        more = options.total_timesteps - model.timesteps
+        if more < 1:
+            raise UsageError(
+                f"total_timesteps: expected more than the {model.timesteps} transitions that the run has, "
+                f"got {options.total_timesteps}"
+            )
+    print(f"resumed after {model.timesteps} transitions")
+    return _learn(model, more)
+
+
+def _learn(model: SAC, total_timesteps: int | None) -> int:
+    """Train, and say in words and by the exit code how it ended."""
+    from torch import OutOfMemoryError  # of a GPU
+
+    from sacfast.envs import EnvironmentFault
+
+    train = model.train_config
+    print(f"{train.env_id} on {model.device}, {train.backend} backend, run directory {train.run_dir}")
+    print(_describe_checkpoints(model), flush=True)
+    try:
+        model.learn(total_timesteps)
+    except (EnvironmentFault, FloatingPointError, OSError, MemoryError, OutOfMemoryError) as fault:
         print(f"sacfast train: {_one_line(fault)}; what was learned is in {train.run_dir}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         # Without a summary it was the second Ctrl-C, which does not wait for one.
         if model.summary is not None:
-            print(f"sacfast train: interrupted; what was learned is in {train.run_dir}", file=sys.stderr)
+            print(f"sacfast train: interrupted; {_how_to_go_on(model)}", file=sys.stderr)
         raise
+    except SystemExit:
+        print(f"sacfast train: terminated; {_how_to_go_on(model)}", file=sys.stderr)
+        return TERMINATED
     print(_describe(model))
     return 0
+
+
+def _how_to_go_on(model: SAC) -> str:
+    run_dir = model.train_config.run_dir
+    resumable = model.train_config.checkpoint_replay
+    way = f"`sacfast train --resume {run_dir}` goes on" if resumable else "it cannot be resumed without a replay buffer"
+    return f"what was learned is in {run_dir}; {way}"
+
+
+def _describe_checkpoints(model: SAC) -> str:
+    train, every = model.train_config, model.checkpoint_every
+    when = f"every {every} transitions and at the end" if every else "at the end"
+    size = model.config.replay_capacity * model.replay.rows[0].nbytes / 1e6
+    replay = (
+        f"each with the replay buffer, up to {size:.0f} MB" if train.checkpoint_replay else "without the replay buffer"
+    )
+    return f"checkpoints {when}, {replay}; the newest {train.keep_checkpoints} and the best policy are kept"
 
 
 def _describe(model: SAC) -> str:

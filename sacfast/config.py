@@ -233,6 +233,13 @@ class TrainConfig(_Config):
     """Transitions from one evaluation to the next; 0: only at the end."""
     evaluation_episodes: int = 10
     """Episodes in an evaluation; 0: none."""
+    checkpoint_every: int | None = None
+    """Transitions from one checkpoint in `run_dir` to the next; each cuts the running episodes, as a time limit would.
+    None: ten full episodes of every environment, at least 100,000; 0: only at the end, or when interrupted."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept; beside them the best by evaluation return, without its replay buffer."""
+    checkpoint_replay: bool = True
+    """Whether checkpoints hold the replay buffer; without it a run cannot be resumed, only its policy used."""
     tensorboard: bool = False
     """Whether metrics also go to TensorBoard files in `run_dir`."""
     progress: bool = True
@@ -247,14 +254,16 @@ class TrainConfig(_Config):
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ValueError(f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got {self.device!r}")
         check_backend(self.backend)
-        for name in ("total_timesteps", "num_envs", "log_interval"):
+        for name in ("total_timesteps", "num_envs", "log_interval", "keep_checkpoints"):
             _check_int(name, getattr(self, name), at_least=1)
+        if self.checkpoint_every is not None:
+            _check_int("checkpoint_every", self.checkpoint_every, at_least=0)
         for name in ("seed", "evaluate_every", "evaluation_episodes"):
             _check_int(name, getattr(self, name), at_least=0)
         for name in ("env_batch_size", "env_threads", "torch_threads"):
             if getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), at_least=1)
-        for name in ("overwrite", "tensorboard", "progress"):
+        for name in ("overwrite", "checkpoint_replay", "tensorboard", "progress"):
             _check_bool(name, getattr(self, name))
         if self.env_batch_size is not None and self.env_batch_size > self.num_envs:
             raise ValueError(f"env_batch_size: expected at most num_envs ({self.num_envs}), got {self.env_batch_size}")

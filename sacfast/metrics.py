@@ -4,12 +4,13 @@ RUN_DIR/
   config.json       {"train": TrainConfig, "sac": SACConfig}
   metrics.jsonl     one strict JSON object a line, each written whole
   summary.json      the run in one object, written at its end
-  checkpoints/      step_<transitions>/, see `sacfast.checkpoint`
+  checkpoints/      step_<transitions>/ and best/, see `sacfast.checkpoint`
   tensorboard/      event files, when asked for
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -29,10 +30,11 @@ CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
 CHECKPOINTS = "checkpoints"
+BEST = "best"
 TENSORBOARD = "tensorboard"
 
 SUMMARY_KEYS = (
-    "status",  # "completed", "interrupted", "environment_fault" or "failed"
+    "status",  # "completed", "stopped" by a callback, "interrupted", "environment_fault" or "failed"
     "env_id",
     "seed",
     "total_timesteps",  # stored transitions
@@ -62,30 +64,44 @@ def versions() -> dict[str, str]:
 class MetricsLogger:
     """Writes one run's files. Without a run directory it writes nothing and every call is allowed."""
 
-    def __init__(self, run_dir: Path | None, overwrite: bool = False, tensorboard: bool = False) -> None:
+    def __init__(
+        self,
+        run_dir: Path | None,
+        overwrite: bool = False,
+        tensorboard: bool = False,
+        resume_step: int | None = None,
+    ) -> None:
         """Take over `run_dir`.
 
         Args:
             run_dir: created where it does not exist; None: nothing is written.
             overwrite: whether a run already there is removed. Only the files of a run are.
             tensorboard: whether metrics also go to TensorBoard event files.
+            resume_step: go on with the run in `run_dir` after this many transitions: later lines, of work that was
+                lost, are removed; None: a new run.
 
         Raises:
-            FileExistsError: `run_dir` already holds a run and `overwrite` is False.
+            FileExistsError: `run_dir` already holds a run, `overwrite` is False and nothing is resumed.
             ImportError: TensorBoard was asked for and is not installed.
         """
         self.run_dir = run_dir
         self._tensorboard: SummaryWriter | None = None
         if run_dir is None:
             return
-        check_run_dir(run_dir, overwrite)
+        if resume_step is None:
+            check_run_dir(run_dir, overwrite)
         writer_class = import_summary_writer() if tensorboard else None
         run_dir.mkdir(parents=True, exist_ok=True)
-        _remove_run(run_dir)
+        if resume_step is None:
+            _remove_run(run_dir)
+        else:
+            (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
+            _cut_metrics(run_dir / METRICS_FILE, resume_step)
         # Unbuffered: a line goes to the system in one call, so a killed process leaves only whole lines.
         self._file = (run_dir / METRICS_FILE).open("ab", buffering=0)
         if writer_class is not None:
-            self._tensorboard = writer_class(log_dir=str(run_dir / TENSORBOARD))
+            purge_step = None if resume_step is None else resume_step + 1
+            self._tensorboard = writer_class(log_dir=str(run_dir / TENSORBOARD), purge_step=purge_step)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the configuration, JSON-safe; an earlier one is replaced in one step."""
@@ -93,15 +109,27 @@ class MetricsLogger:
             write_json(self.run_dir / CONFIG_FILE, config)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append one line. `row["step"]` is the transitions so far; NaN and infinity become null."""
+        """Append one line. `row["step"]` is the transitions so far; NaN and infinity become null.
+
+        Raises OSError, as on a full disk; no part of the line is left then.
+        """
         if self.run_dir is None:
             return
-        self._file.write(_to_json(row, indent=None).encode() + b"\n")
+        self._append(_to_json(row, indent=None).encode() + b"\n")
         if self._tensorboard is not None:
             for name, value in row.items():
                 if name != "step" and value is not None:
                     self._tensorboard.add_scalar(name, value, global_step=row["step"])
             self._tensorboard.flush()
+
+    def _append(self, line: bytes) -> None:
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), METRICS_FILE)
+        except OSError:
+            self._file.truncate(end)
+            raise
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, which has exactly `SUMMARY_KEYS`; an earlier one is replaced in one step.
@@ -117,6 +145,10 @@ class MetricsLogger:
     def checkpoint_path(self, step: int) -> Path | None:
         """Return where the checkpoint after `step` transitions goes; None without a run directory."""
         return None if self.run_dir is None else self.run_dir / CHECKPOINTS / checkpoint.step_name(step)
+
+    def best_path(self) -> Path | None:
+        """Return where the best checkpoint goes; None without a run directory."""
+        return None if self.run_dir is None else self.run_dir / CHECKPOINTS / BEST
 
     def close(self) -> None:
         """Close the files; calling it again does nothing."""
@@ -155,12 +187,29 @@ def _remove_run(run_dir: Path) -> None:
             path.unlink(missing_ok=True)
     for path in (run_dir / TENSORBOARD).glob("events.out.tfevents.*"):
         path.unlink()
-    for path in (run_dir / CHECKPOINTS).glob(f"{checkpoint.STEP_PREFIX}*"):
-        if checkpoint.is_checkpoint(path) or path.suffix in (".tmp", ".old"):
-            shutil.rmtree(path)
+    for pattern in (f"{checkpoint.STEP_PREFIX}*", f"{BEST}*"):
+        for path in (run_dir / CHECKPOINTS).glob(pattern):
+            if checkpoint.is_checkpoint(path) or path.suffix in (".tmp", ".old", ".damaged"):
+                shutil.rmtree(path)
     for folder in (run_dir / TENSORBOARD, run_dir / CHECKPOINTS):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+
+
+def _cut_metrics(path: Path, step: int) -> None:
+    """Keep the lines up to `step` transitions."""
+    if path.exists():
+        kept = []
+        for line in path.read_text().splitlines(keepends=True):
+            try:
+                if json.loads(line)["step"] > step:
+                    break
+            except (ValueError, KeyError):  # damaged: what follows cannot be trusted either
+                break
+            kept.append(line)
+        partial = path.with_name(f"{path.name}.tmp")
+        partial.write_text("".join(kept))
+        partial.replace(path)
 
 
 def _to_json(content: Mapping[str, Any], indent: int | None) -> str:

@@ -4,17 +4,25 @@
 
 What is due of the updates runs while the environments carry out the actions that were just sent, on the
 transitions stored so far.
+
+A checkpoint of a run holds all that the rest of the run depends on, but for the environments, which cannot be saved:
+they are closed at every checkpoint, and fresh ones opened from seeds that follow from the run's seed and their count,
+in the run that goes on and in one that is resumed. So both make the same steps, bit for bit. The price is that the
+running episodes are cut: their last transition bootstraps, as at a time limit, and their return is not counted.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
+import logging
+import math
 import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -26,11 +34,12 @@ import torch
 from tqdm import tqdm
 
 from sacfast import checkpoint
+from sacfast.callbacks import Callback, overriding
 from sacfast.config import SACConfig, TrainConfig
-from sacfast.envs import EnvironmentFault, EnvSpec, EpisodeStatistics, VectorEnv, make_env
+from sacfast.envs import EnvironmentFault, EnvSpec, EpisodeStatistics, VectorEnv, environment_seeds, make_env
 from sacfast.evaluate import EvaluationResult, evaluate
 from sacfast.learner import make_learner
-from sacfast.metrics import MetricsLogger, check_run_dir, import_summary_writer, versions
+from sacfast.metrics import CHECKPOINTS, CONFIG_FILE, MetricsLogger, check_run_dir, import_summary_writer, versions
 from sacfast.policy import Policy
 from sacfast.replay import ReplayBuffer
 from sacfast.types import FloatArray, Metrics, Transition
@@ -48,6 +57,13 @@ next operator spin on the cores that the environments need: with 2, on 2 cores, 
 UPDATES_PER_CALL = 32
 """Most gradient updates in one call of the learner: between calls a Ctrl-C is noticed."""
 
+CHECKPOINT_EVERY = 100_000
+"""Transitions between checkpoints unless told otherwise, or more: with EPISODES_UNCUT episodes of every environment."""
+
+EPISODES_UNCUT = 10
+
+_LOG = logging.getLogger(__name__)
+
 
 class SAC:
     """Soft Actor-Critic on one task: collect, learn, act, evaluate, save.
@@ -58,8 +74,6 @@ class SAC:
         spec: the task's name, sizes and bounds.
         learner: parameters, optimiser state and `update`.
         policy: acts as training does.
-        timesteps: transitions that this model has collected.
-        wall_seconds: that `learn` has taken for them, evaluations included.
         summary: of the latest `learn`, as in `summary.json`; None before the first.
     """
 
@@ -94,35 +108,87 @@ class SAC:
         model._build(train_config, SACConfig() if config is None else config)
         return model
 
-    def learn(self, total_timesteps: int | None = None) -> Self:
-        """Collect `total_timesteps` transitions and do the gradient updates that are due for them.
+    @classmethod
+    def resume(cls, run_dir: Path | str, **fields: Any) -> Self:
+        """Take up a run from its newest sound checkpoint, to go on as if it had never stopped.
 
-        Called again, it goes on where it stopped. In a run directory it leaves metrics, a summary and a
-        checkpoint, also when it is cut short.
+        With the same machine, versions and number of threads what `learn` then does is bit for bit what the run
+        would have done from that checkpoint on. It goes on in the same directory, up to the `total_timesteps` of the
+        run, or as many more as `learn` is told. A run that was stopped before its first checkpoint starts anew.
 
         Args:
-            total_timesteps: transitions to collect; None: as the configuration says.
+            run_dir: of a run; it may have been moved.
+            **fields: fields of `TrainConfig` to change. What changes collection or updates ends the exactness.
+
+        Raises:
+            CheckpointError: no checkpoint is sound, of this run and its task, and whole with its replay buffer.
+        """
+        run_dir = Path(run_dir)
+        fields = {**fields, "run_dir": run_dir}
+        config_path = run_dir / CONFIG_FILE
+        config = json.loads(config_path.read_text()) if config_path.is_file() else None
+        if not checkpoint.steps(run_dir / CHECKPOINTS):
+            if config is None:
+                raise checkpoint.CheckpointError(f"{run_dir}: expected a run directory with {CONFIG_FILE}, found none")
+            _LOG.warning("%s has no checkpoint yet: the run starts anew", run_dir)
+            train = TrainConfig.from_dict({**config["train"], **fields, "overwrite": True})
+            return cls.from_config(train, SACConfig.from_dict(config["sac"]))
+        groups = ("learner", "policy", "replay")
+        path = checkpoint.find(run_dir, groups, check=lambda manifest: _check_same_run(manifest, config))
+        tensors, manifest = checkpoint.load(path, groups, verified=True)
+        model = cls.__new__(cls)
+        model._build(
+            TrainConfig.from_dict({**manifest["train"], **fields}),
+            SACConfig.from_dict(manifest["sac"]),
+            spec=_spec_from_json(manifest["env"]),
+            progress=_Progress.from_json(manifest["progress"]),
+            resumed=True,
+        )
+        model.learner.load_state_dict(tensors["learner"])
+        model.policy.load_state_dict(tensors["policy"])
+        model.replay.load_state_dict(tensors["replay"])
+        model._exploration.bit_generator.state = manifest["exploration"]
+        model._open_env()
+        _warn_of_changes({**manifest["versions"], "torch threads": manifest["torch_threads"]}, model._conditions())
+        return model
+
+    def learn(self, total_timesteps: int | None = None, callbacks: Sequence[Callback] = ()) -> Self:
+        """Collect `total_timesteps` transitions and do the gradient updates that are due for them.
+
+        Called again, it goes on where it stopped. In a run directory it leaves metrics, a summary and
+        checkpoints, also when it is cut short.
+
+        Args:
+            total_timesteps: transitions to collect; None: as the configuration says, or for a resumed run what is
+                left of that.
+            callbacks: called at every step, update and evaluation; each can end the run.
 
         Raises:
             ValueError: `total_timesteps` below 1.
             EnvironmentFault: a reward or observation that is not finite. Nothing of that step is stored.
-            FloatingPointError: a loss or gradient that is not finite; that update was not made.
+            FloatingPointError: a loss, gradient or parameter that is not finite; the last checkpoint is from before.
             KeyboardInterrupt: at Ctrl-C, after everything was written; at a second Ctrl-C, at once.
+            SystemExit: with code 143 at SIGTERM, after everything was written; a second SIGTERM ends the process.
+            OSError: the files at the end could not be written. During the run that is a warning.
         """
         count = self.train_config.total_timesteps if total_timesteps is None else total_timesteps
-        if count < 1:
+        if total_timesteps is None and self._resumed:
+            count = max(0, count - self.timesteps)  # 0: the run was killed at its end, and lacks its summary
+        elif count < 1:
             raise ValueError(f"total_timesteps: expected an int >= 1, got {count!r}")
-        with _torch_threads(ACTING_THREADS), _Interrupt() as interrupt:
-            run = _Run(self, self._claim_logger(), last=self.timesteps + count)
+        with _torch_threads(ACTING_THREADS), _Stop() as stop:
+            run = _Run(self, self._claim_logger(), stop, tuple(callbacks), last=self.timesteps + count)
             try:
-                self._collect(run, interrupt)
+                self._collect(run, stop)
             except Exception as error:
                 self._close_env()  # in an unknown state: a later call starts with fresh environments
                 self._finish(run, "environment_fault" if isinstance(error, EnvironmentFault) else "failed")
                 raise
-            self._finish(run, "interrupted" if interrupt.requested else "completed")
-        if interrupt.requested:
+            self._finish(run, stop.status)
+        if stop.signal == signal.SIGINT:
             raise KeyboardInterrupt
+        if stop.signal is not None:
+            raise SystemExit(128 + stop.signal)
         return self
 
     def predict(self, observation: np.ndarray, deterministic: bool = True) -> FloatArray:
@@ -164,8 +230,23 @@ class SAC:
             return evaluate(policy, self.train_config.env_id, episodes, seed)
 
     def save(self, path: Path | str) -> Path:
-        """Write a checkpoint directory: safetensors and JSON. A checkpoint already there is replaced."""
-        manifest = {
+        """Write a checkpoint directory: safetensors and JSON. A checkpoint already there is replaced.
+
+        It holds all but the replay buffer and the run's random streams, which the checkpoints of a run directory
+        hold: `load` takes both kinds, `resume` those.
+
+        Raises:
+            FloatingPointError: a parameter is not finite; nothing was written.
+            OSError: it could not be written; a checkpoint that was there before still is.
+        """
+        return self._save(path, {}, {})
+
+    def _save(self, path: Path | str, groups: dict[str, Mapping[str, torch.Tensor]], manifest: dict[str, Any]) -> Path:
+        state = self.learner.state_dict()
+        for name, value in state.items():
+            if not value.isfinite().all():
+                raise FloatingPointError(f"{path}: not saved, for the learner's {name} is not finite")
+        common = {
             "train": self.train_config.to_dict(),
             "sac": self.config.to_dict(),
             "env": _spec_to_json(self.spec),
@@ -173,31 +254,53 @@ class SAC:
             "wall_seconds": self.wall_seconds,
             "versions": versions(),
         }
-        return checkpoint.save(path, {"learner": self.learner.state_dict()}, manifest)
+        return checkpoint.save(path, {"learner": state, **groups}, common | manifest)
 
     @classmethod
     def load(cls, path: Path | str, **fields: Any) -> Self:
         """Read what `save` wrote: all but the replay buffer, which `learn` refills by acting.
 
         Args:
-            path: a checkpoint, or a run directory, whose newest checkpoint is taken.
+            path: a checkpoint, or a run directory, whose newest sound checkpoint is taken.
             **fields: fields of `TrainConfig` for what follows. `device` is "auto", `run_dir` None and
                 `overwrite` False unless given here; the others are as they were saved.
 
         Raises:
-            CheckpointError: not a whole checkpoint of this schema.
+            CheckpointError: not a whole checkpoint of a schema that is known, or `env_id` is another task's.
         """
-        tensors, manifest = checkpoint.load(checkpoint.find(path), groups=("learner",))
+        path = checkpoint.find(path)
+        tensors, manifest = checkpoint.load(path, groups=("learner",))
+        task = manifest["train"]["env_id"]
+        if fields.get("env_id", task) != task:
+            raise checkpoint.CheckpointError(f"{path}: env_id: the checkpoint is of {task!r}, got {fields['env_id']!r}")
         machine = {"device": "auto", "run_dir": None, "overwrite": False, "tensorboard": False}
         model = cls.__new__(cls)
         model._build(
             TrainConfig.from_dict({**manifest["train"], **machine, **fields}),
             SACConfig.from_dict(manifest["sac"]),
             spec=_spec_from_json(manifest["env"]),
+            progress=_Progress(manifest["timesteps"], manifest["wall_seconds"]),
         )
         model.learner.load_state_dict(tensors["learner"])
-        model.timesteps, model.wall_seconds = manifest["timesteps"], manifest["wall_seconds"]
+        model._progress.first_update = model.learner.gradient_updates
         return model
+
+    @property
+    def timesteps(self) -> int:
+        """Transitions that this model has collected."""
+        return self._progress.timesteps
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds that `learn` has taken, evaluations and checkpoints included."""
+        return self._progress.wall_seconds
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Transitions from one checkpoint of the run to the next; 0: only at the end."""
+        every, episode = self.train_config.checkpoint_every, self.spec.max_episode_steps or 0
+        uncut = EPISODES_UNCUT * self.train_config.num_envs * episode
+        return max(CHECKPOINT_EVERY, uncut) if every is None else every
 
     @property
     def replay(self) -> ReplayBuffer:
@@ -212,11 +315,21 @@ class SAC:
             )
         return self._replay
 
-    def _build(self, train: TrainConfig, config: SACConfig, spec: EnvSpec | None = None) -> None:
-        """Set up all parts; with a `spec`, environments and replay only when `learn` needs them."""
+    def _build(
+        self,
+        train: TrainConfig,
+        config: SACConfig,
+        spec: EnvSpec | None = None,
+        progress: _Progress | None = None,
+        resumed: bool = False,
+    ) -> None:
+        """Set up all parts; with a `spec`, of a checkpoint, environments and replay only when `learn` needs them."""
         self.train_config, self.config = train, config
         self.device = resolve_device(train.device)
-        if train.run_dir is not None:
+        self._progress = progress or _Progress()
+        self._resumed = resumed
+        self._saved_step = self.timesteps if resumed else -1  # transitions at the run's newest checkpoint
+        if train.run_dir is not None and not resumed:
             check_run_dir(train.run_dir, train.overwrite)
         if train.tensorboard:
             import_summary_writer()
@@ -224,11 +337,7 @@ class SAC:
         self._seeds = _derive_seeds(train.seed)
         self._exploration = np.random.default_rng(self._seeds["exploration"])
         self._env = self._replay = self._logger = None
-        self.timesteps = 0
-        self.wall_seconds = 0.0
         self.summary: dict[str, Any] | None = None
-        self._collected = 0  # transitions in this process; `timesteps` also counts those before a load
-        self._updates = 0  # gradient updates in this process
         self._schedule = UpdateSchedule(config.utd_ratio, config.learning_starts)
         self.spec = self._open_env().spec if spec is None else spec
         self.learner = make_learner(
@@ -256,17 +365,19 @@ class SAC:
         )
 
     def _open_env(self) -> VectorEnv:
-        """Return the training environments, started if they are not yet."""
+        """Return the training environments, started if they are not yet. Each start has seeds of its own."""
         if self._env is None:
             train = self.train_config
             env = make_env(
                 train.env_id,
                 train.num_envs,
-                train.seed,
+                environment_seeds(train.seed, train.num_envs, generation=self._progress.env_generation),
                 batch_size=train.env_batch_size,
                 num_threads=train.env_threads,
             )
+            _check_spec(env.spec, getattr(self, "spec", env.spec))
             self._observation, _ = env.reset()
+            self._progress.env_generation += 1
             self._env = env
         return self._env
 
@@ -279,29 +390,39 @@ class SAC:
         """Return the writer of the run's files; the first call takes over the run directory."""
         if self._logger is None:
             train = self.train_config
-            self._logger = MetricsLogger(train.run_dir, train.overwrite, train.tensorboard)
+            step = self.timesteps if self._resumed else None
+            self._logger = MetricsLogger(train.run_dir, train.overwrite, train.tensorboard, resume_step=step)
+            if self._resumed and train.run_dir is not None:
+                checkpoint.tidy(train.run_dir / CHECKPOINTS, self.timesteps)
         return self._logger
 
-    def _collect(self, run: _Run, interrupt: _Interrupt) -> None:
-        """Step, store and update until `run.last` transitions are there or an interrupt is requested."""
-        env = self._open_env()
+    def _collect(self, run: _Run, stop: _Stop) -> None:
+        """Step, store and update until `run.last` transitions are there or something asks to stop."""
+        progress = self._progress
         latest: Transition | None = None  # of the step before; stored while the environments work on the next
-        while self.timesteps < run.last and not interrupt.requested:
+        while progress.timesteps < run.last and not stop.requested:
+            env = self._open_env()
             env.send(self._choose_action(self._observation))
             self._store(latest)
-            self._update(run, interrupt)
+            self._update(run, stop)
             result = env.recv()
             self._observation = result.observation
-            latest = _first_rows(result.transition, run.last - self.timesteps)
+            latest = _first_rows(result.transition, run.last - progress.timesteps)
             count = len(latest.reward)
-            self._collected += count
-            self.timesteps += count
-            run.count(count, result.episodes)
-            if self.timesteps >= run.next_report:
+            progress.collected += count
+            progress.timesteps += count
+            run.count(latest, result.episodes)
+            if progress.timesteps >= run.next_event:
                 self._store(latest)
                 latest = None
-                self._update(run, interrupt)
-                run.report(may_evaluate=not interrupt.requested)
+                self._update(run, stop)
+                if progress.timesteps >= run.next_report:
+                    run.report(may_evaluate=not stop.requested)
+                if run.next_checkpoint <= progress.timesteps < run.last and not stop.requested:
+                    try:
+                        self._checkpoint(run)
+                    except OSError as error:
+                        _LOG.warning("no checkpoint at %d transitions, training goes on: %s", self.timesteps, error)
         self._store(latest)
 
     def _store(self, transition: Transition | None) -> None:
@@ -310,31 +431,65 @@ class SAC:
 
     def _choose_action(self, observation: FloatArray) -> FloatArray:
         """Uniformly random actions before learning starts, then the policy's; [n, A] in [-1, 1]."""
-        if self._collected < self.config.learning_starts and self.learner.gradient_updates == 0:
+        if self._progress.collected < self.config.learning_starts and self.learner.gradient_updates == 0:
             shape = (len(observation), self.spec.action_dim)
             return self._exploration.random(shape, dtype=np.float32) * np.float32(2) - np.float32(1)
         return self.policy.act(observation)
 
-    def _update(self, run: _Run, interrupt: _Interrupt) -> None:
+    def _update(self, run: _Run, stop: _Stop) -> None:
         """Do the gradient updates that are due, once the replay buffer can fill a minibatch."""
-        due = self._schedule.due(self._collected) - self._updates
+        progress = self._progress
+        due = self._schedule.due(progress.collected) - (self.learner.gradient_updates - progress.first_update)
         if due <= 0 or len(self.replay) < self.config.batch_size:
             return
         with _torch_threads(self._update_threads):
-            while due > 0 and not interrupt.requested:
-                steps = min(due, UPDATES_PER_CALL)
-                run.update_metrics = self.learner.update(self.replay, gradient_steps=steps)
-                self._updates += steps
+            while due > 0 and not stop.requested:
+                steps = min(due, run.updates_per_call)
+                progress.update_metrics = self.learner.update(self.replay, gradient_steps=steps)
                 due -= steps
+                run.updated(progress.update_metrics)
+
+    def _checkpoint(self, run: _Run) -> None:
+        """Write the run's checkpoint, with all that `resume` needs, and remove those that are too many.
+
+        Whether or not it can be written, the environments are closed, and the next step opens fresh ones: what the
+        run does then does not depend on the disk.
+        """
+        run.plan_checkpoint()
+        path = run.logger.checkpoint_path(self.timesteps)
+        if path is None or self._saved_step == self.timesteps:
+            return
+        self._close_env()
+        self._progress.wall_seconds = run.seconds()
+        groups: dict[str, Mapping[str, torch.Tensor]] = {"policy": self.policy.state_dict()}
+        if self.train_config.checkpoint_replay:
+            groups["replay"] = self.replay.state_dict()
+        manifest = {
+            "train": run.train_config.to_dict(),
+            "progress": self._progress.to_json(),
+            "exploration": self._exploration.bit_generator.state,
+            "torch_threads": self._update_threads,
+        }
+        self._save(path, groups, manifest)
+        self._saved_step = self.timesteps
+        checkpoint.keep_newest(path.parent, self.train_config.keep_checkpoints)
+
+    def _conditions(self) -> dict[str, Any]:
+        """Return what must not change for a resumed run to be exact."""
+        return {**versions(), "torch threads": self._update_threads}
 
     def _finish(self, run: _Run, status: str) -> None:
         """Write what a run leaves behind, whatever ended it; the summary last, when all is there."""
+        failed = status in ("environment_fault", "failed")
         try:
             run.report_rest()
-            path = run.logger.checkpoint_path(self.timesteps)
-            if path is not None:
-                self.save(path)
-        finally:
+            self._checkpoint(run)
+        except Exception as error:
+            run.close(status if failed else "failed")
+            if not failed:
+                raise
+            _LOG.warning("no checkpoint at %d transitions: %s", self.timesteps, error)  # what failed first is raised
+        else:
             run.close(status)
 
 
@@ -373,22 +528,57 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
-class _Run:
-    """One call of `learn` as its user sees it: metrics, evaluations, progress and the summary."""
+@dataclasses.dataclass
+class _Progress:
+    """What a model counts while it learns. A checkpoint holds it, so that a resumed run goes on counting."""
 
-    def __init__(self, model: SAC, logger: MetricsLogger, last: int) -> None:
+    timesteps: int = 0  # transitions, those before a `load` among them
+    wall_seconds: float = 0.0
+    collected: int = 0  # transitions since the model was made or loaded
+    first_update: int = 0  # updates that the learner had made when it was loaded
+    env_generation: int = 0  # how often environments were started
+    episodes: int = 0  # that ended
+    returns: deque[float] = dataclasses.field(default_factory=lambda: deque(maxlen=RECENT_EPISODES))
+    lengths: deque[int] = dataclasses.field(default_factory=lambda: deque(maxlen=RECENT_EPISODES))
+    update_metrics: Metrics | None = None  # of the learner's latest call; on its device until read
+    best_return: float | None = None  # of an evaluation whose policy is kept
+    evaluation: dict[str, Any] = dataclasses.field(  # the latest, as the summary has it
+        default_factory=lambda: {"eval_return_mean": None, "eval_return_std": None, "eval_episodes": 0}
+    )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return values that JSON can hold, and hold exactly."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        metrics = None if self.update_metrics is None else self.update_metrics.to_dict()
+        return {**values, "returns": list(self.returns), "lengths": list(self.lengths), "update_metrics": metrics}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> _Progress:
+        """Rebuild what `to_json` took."""
+        found: dict[str, float] | None = values["update_metrics"]
+        metrics = found and Metrics(tuple(found), torch.tensor(list(found.values()), dtype=torch.float64))
+        recent = {name: deque(values[name], maxlen=RECENT_EPISODES) for name in ("returns", "lengths")}
+        return cls(**{**values, **recent, "update_metrics": metrics})
+
+
+class _Run:
+    """One call of `learn` as its user sees it: metrics, evaluations, callbacks, progress and the summary."""
+
+    def __init__(
+        self, model: SAC, logger: MetricsLogger, stop: _Stop, callbacks: tuple[Callback, ...], last: int
+    ) -> None:
         """Start the clock of a call that ends when the model has collected `last` transitions."""
         self.logger = logger
         self.last = last
-        self.update_metrics: Metrics | None = None  # of the learner's latest call; on its device until read
         self._model = model
-        self._returns: deque[float] = deque(maxlen=RECENT_EPISODES)
-        self._lengths: deque[int] = deque(maxlen=RECENT_EPISODES)
-        self._episodes = 0
-        self._evaluation: EvaluationResult | None = None
+        self._stop = stop
+        self._on_step = overriding(callbacks, "on_step")
+        self._on_update = overriding(callbacks, "on_update")
+        self._on_evaluation = overriding(callbacks, "on_evaluation")
+        self.updates_per_call = 1 if self._on_update else UPDATES_PER_CALL
         self._reported_step = -1
-        train = dataclasses.replace(model.train_config, total_timesteps=last)
-        logger.write_config({"train": train.to_dict(), "sac": model.config.to_dict()})
+        self.train_config = dataclasses.replace(model.train_config, total_timesteps=last)
+        logger.write_config({"train": self.train_config.to_dict(), "sac": model.config.to_dict()})
         self._progress = tqdm(
             total=last,
             initial=model.timesteps,
@@ -400,47 +590,85 @@ class _Run:
         self._earlier_seconds = model.wall_seconds
         self._start = time.perf_counter()
         self._row_mark = self._refresh_mark = self._mark()
+        self.plan_checkpoint()
         self._plan_reports()
+        self._warn_of_cut_episodes()
 
-    def count(self, stored: int, episodes: EpisodeStatistics) -> None:
+    def count(self, transition: Transition, episodes: EpisodeStatistics) -> None:
         """Take in one step of the environments: transitions stored, episodes ended."""
         if len(episodes.return_):
-            self._returns.extend(episodes.return_.tolist())
-            self._lengths.extend(episodes.length.tolist())
-            self._episodes += len(episodes.return_)
-        self._progress.update(stored)
+            progress = self._model._progress
+            progress.returns.extend(episodes.return_.tolist())
+            progress.lengths.extend(episodes.length.tolist())
+            progress.episodes += len(episodes.return_)
+        self._progress.update(len(transition.reward))
         if time.perf_counter() - self._start >= self._refresh_mark.seconds + REFRESH_SECONDS:
             self._refresh()
+        for callback in self._on_step:
+            self._heed(callback.on_step(self._model, transition, episodes))
+
+    def updated(self, metrics: Metrics) -> None:
+        """Take in one call of the learner."""
+        for callback in self._on_update:
+            self._heed(callback.on_update(self._model, metrics))
+
+    def _heed(self, answer: bool | None) -> None:
+        if answer is False:
+            self._stop.by_callback()
 
     def report(self, may_evaluate: bool) -> None:
         """Write a line of metrics, with an evaluation where one is due."""
-        model = self._model
+        model, progress = self._model, self._model._progress
         evaluation = None
         if may_evaluate and model.train_config.evaluation_episodes and model.timesteps >= self._next_evaluation:
-            evaluation = self._evaluation = model.evaluate(model.train_config.evaluation_episodes)
+            evaluation = self._evaluate()
         mark = self._mark()
         row = {
             "step": model.timesteps,
             "gradient_updates": mark.updates,
-            "wall_seconds": self._earlier_seconds + mark.seconds,
+            "wall_seconds": self.seconds(),
             "env_steps_per_second": mark.steps_per_second(self._row_mark),
             "updates_per_second": mark.updates_per_second(self._row_mark),
-            "episodes": self._episodes,
-            "episode_return_mean": _mean(self._returns),
-            "episode_length_mean": _mean(self._lengths),
-            **({} if self.update_metrics is None else self.update_metrics.to_dict()),
+            "episodes": progress.episodes,
+            "episode_return_mean": _mean(progress.returns),
+            "episode_length_mean": _mean(progress.lengths),
+            **({} if progress.update_metrics is None else progress.update_metrics.to_dict()),
         }
         if evaluation is not None:
             row |= {"eval_return_mean": evaluation.mean, "eval_return_std": evaluation.std}
             row |= {"eval_length_mean": float(evaluation.lengths.mean())}
-        self.logger.log(row)
+        try:
+            self.logger.log(row)
+        except OSError as error:
+            _LOG.warning("no metrics at %d transitions, training goes on: %s", model.timesteps, error)
         self._row_mark, self._reported_step = mark, model.timesteps
-        model.wall_seconds = self._earlier_seconds + mark.seconds
+        progress.wall_seconds = self.seconds()
         self._plan_reports()
+        if evaluation is not None:
+            for callback in self._on_evaluation:
+                self._heed(callback.on_evaluation(model, evaluation))
+
+    def _evaluate(self) -> EvaluationResult:
+        """Evaluate; keep the policy if none was better."""
+        model, progress = self._model, self._model._progress
+        result = model.evaluate(model.train_config.evaluation_episodes)
+        progress.evaluation = {
+            "eval_return_mean": result.mean,
+            "eval_return_std": result.std,
+            "eval_episodes": len(result.returns),
+        }
+        path = self.logger.best_path()
+        if path is not None and (progress.best_return is None or result.mean > progress.best_return):
+            try:
+                model._save(path, {}, {"evaluation": progress.evaluation})
+                progress.best_return = result.mean
+            except OSError as error:
+                _LOG.warning("the best policy so far could not be saved, training goes on: %s", error)
+        return result
 
     def report_rest(self) -> None:
         """Write the last line of metrics, if the run was cut short between two."""
-        if self._reported_step != self._model.timesteps:
+        if self._reported_step != self._model.timesteps and self._model._saved_step != self._model.timesteps:
             self.report(may_evaluate=False)
 
     def close(self, status: str) -> None:
@@ -458,14 +686,37 @@ class _Run:
             "wall_seconds": model.wall_seconds,
             "env_steps_per_second": model.timesteps / seconds,
             "updates_per_second": updates / seconds,
-            "eval_return_mean": None if self._evaluation is None else self._evaluation.mean,
-            "eval_return_std": None if self._evaluation is None else self._evaluation.std,
-            "eval_episodes": 0 if self._evaluation is None else len(self._evaluation.returns),
+            **model._progress.evaluation,
             "device": str(model.device),
             "backend": train.backend,
             "versions": versions(),
         }
         self.logger.write_summary(model.summary)
+
+    def seconds(self) -> float:
+        """Return the time that the model has learned, in earlier calls of `learn` too."""
+        return self._earlier_seconds + time.perf_counter() - self._start
+
+    @property
+    def next_event(self) -> float:
+        """The transitions at which the next report or checkpoint is due."""
+        return min(self.next_report, self.next_checkpoint)
+
+    def plan_checkpoint(self) -> None:
+        """Set the transitions at which the next checkpoint is due."""
+        every = self._model.checkpoint_every if self._model.train_config.run_dir else 0
+        self.next_checkpoint = (self._model.timesteps // every + 1) * every if every else math.inf
+
+    def _warn_of_cut_episodes(self) -> None:
+        model, limit = self._model, self._model.spec.max_episode_steps
+        steps = model.checkpoint_every / model.train_config.num_envs
+        if self.next_checkpoint < self.last and limit is not None and steps < limit:
+            _LOG.warning(
+                "checkpoint_every: %d transitions are %d steps of each of %d environments, so episodes of up to %d "
+                "steps may never end; expected at least %d",
+                *(model.checkpoint_every, steps, model.train_config.num_envs, limit),
+                model.train_config.num_envs * limit,
+            )
 
     def _plan_reports(self) -> None:
         """Set the transitions at which the next line, and the next evaluation, are due."""
@@ -476,8 +727,8 @@ class _Run:
 
     def _refresh(self) -> None:
         """Show the return and the update rate; tqdm itself shows steps, steps per second and the ETA."""
-        mark = self._mark()
-        postfix = {"return": f"{_mean(self._returns):.1f}"} if self._returns else {}
+        mark, returns = self._mark(), self._model._progress.returns
+        postfix = {"return": f"{_mean(returns):.1f}"} if returns else {}
         postfix["updates/s"] = f"{mark.updates_per_second(self._refresh_mark):.0f}"
         self._progress.set_postfix(postfix, refresh=False)
         self._refresh_mark = mark
@@ -501,25 +752,40 @@ class _Mark(NamedTuple):
         return (self.updates - earlier.updates) / max(self.seconds - earlier.seconds, 1e-9)
 
 
-class _Interrupt:
-    """Turns the first Ctrl-C into a request to stop, and gives the second its usual effect back."""
+class _Stop:
+    """What asks a run to end: the first Ctrl-C or SIGTERM, or a callback. A second signal has its usual effect."""
 
     def __init__(self) -> None:
         self.requested = False
+        self.signal: int | None = None
+
+    @property
+    def status(self) -> str:
+        """How a run ends that did not fail, in the words of the summary."""
+        if self.signal is not None:
+            return "interrupted"
+        return "stopped" if self.requested else "completed"
+
+    def by_callback(self) -> None:
+        self.requested = True
 
     def __enter__(self) -> Self:
-        self._handles = threading.current_thread() is threading.main_thread()  # others cannot take signals
-        if self._handles:
-            self._previous = signal.signal(signal.SIGINT, self._request)
+        self._previous = {}
+        if threading.current_thread() is threading.main_thread():  # others cannot take signals
+            self._previous = {number: signal.signal(number, self._request) for number in _USUAL_EFFECT}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._handles:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
 
-    def _request(self, _signal: int, _frame: FrameType | None) -> None:
-        self.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def _request(self, number: int, _frame: FrameType | None) -> None:
+        self.requested, self.signal = True, number
+        for each, handler in _USUAL_EFFECT.items():
+            signal.signal(each, handler)
+
+
+_USUAL_EFFECT: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 
 @contextmanager
@@ -544,6 +810,39 @@ def _first_rows(transition: Transition, count: int) -> Transition:
 def _spec_to_json(spec: EnvSpec) -> dict[str, Any]:
     values = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
     return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
+
+
+def _check_spec(found: EnvSpec, expected: EnvSpec) -> None:
+    """Raise CheckpointError, saying what differs, unless a task is still what it was when it was saved."""
+    now, then = _spec_to_json(found), _spec_to_json(expected)
+    if differences := [f"{name} was {then[name]}, is {now[name]}" for name in now if now[name] != then[name]]:
+        raise checkpoint.CheckpointError(
+            f"{expected.env_id}: the task is another than was saved: {'; '.join(differences)}"
+        )
+
+
+def _check_same_run(manifest: Mapping[str, Any], config: Mapping[str, Any] | None) -> None:
+    """Raise CheckpointError, saying what differs, unless a checkpoint is of the run with this config.json."""
+    if "progress" not in manifest:
+        raise checkpoint.CheckpointError(
+            "expected a checkpoint of a run (schema_version 2), got only a learner's state"
+        )
+    if config is None:
+        return
+    pairs = {name: (config["train"][name], manifest["train"][name]) for name in ("env_id", "seed")}
+    pairs |= {name: (config["sac"].get(name), value) for name, value in manifest["sac"].items()}
+    if differences := [
+        f"{name} is {now!r}, of the checkpoint {was!r}" for name, (now, was) in pairs.items() if now != was
+    ]:
+        raise checkpoint.CheckpointError(
+            f"expected a checkpoint of this run, by its {CONFIG_FILE}: {'; '.join(differences)}"
+        )
+
+
+def _warn_of_changes(saved: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    for name, value in found.items():
+        if saved.get(name) != value:
+            _LOG.warning("%s was %s, is %s: the run may not go on bit for bit", name, saved.get(name), value)
 
 
 def _spec_from_json(values: dict[str, Any]) -> EnvSpec:

@@ -26,7 +26,7 @@ REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb
 	print(*(line for name in sys.argv[1:] for line in lists[name]), sep="\n")
 
 .PHONY: train test bench bench-collect bench-update bench-train bench-peers docs lint format sanitize setup
-.PHONY: cuda-compile cuda-build gpu-check clean
+.PHONY: faults cuda-compile cuda-build gpu-check clean
 
 train: setup
 	$(VENV)/bin/sacfast train --env-id $(ENV_ID) --total-timesteps $(STEPS)
@@ -45,6 +45,10 @@ bench-update: setup
 
 bench-train: setup
 	$(VENV)/bin/sacfast benchmark train $(BENCH)
+
+# Kills runs, fills a disk, damages checkpoints; takes every run up again. Some minutes.
+faults: setup
+	$(VENV)/bin/python -m benchmarks.faults
 
 # What peers need stays out of $(VENV). The sources are used as they lie, with the library that `setup` has built: both
 # environments have the same Python and the same torch. RLtools compiles with g++ for a minute when it is first used.

@@ -49,7 +49,7 @@ class Command(NamedTuple):
 class TrainOptions:
     """Train SAC on a task. Without --run-dir the run goes to runs/ENV_ID-seedSEED-DATE-TIME.
 
-    `sacfast train --resume RUN_DIR` takes up a run that was cut short; `sacfast train --resume --help` tells more.
+    `sacfast train --resume RUN_DIR` takes up a run that was cut short; with --help after it, it says what may change.
     """
 
     run: TrainConfig

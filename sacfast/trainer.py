@@ -127,7 +127,7 @@ class SAC:
         fields = {**fields, "run_dir": run_dir}
         config_path = run_dir / CONFIG_FILE
         config = json.loads(config_path.read_text()) if config_path.is_file() else None
-        if not checkpoint.steps(run_dir / CHECKPOINTS):
+        if all(path.suffix == ".tmp" for path in (run_dir / CHECKPOINTS).glob(f"{checkpoint.STEP_PREFIX}*")):
             if config is None:
                 raise checkpoint.CheckpointError(f"{run_dir}: expected a run directory with {CONFIG_FILE}, found none")
             _LOG.warning("%s has no checkpoint yet: the run starts anew", run_dir)
@@ -704,7 +704,7 @@ class _Run:
 
     def plan_checkpoint(self) -> None:
         """Set the transitions at which the next checkpoint is due."""
-        every = self._model.checkpoint_every if self._model.train_config.run_dir else 0
+        every = self._model.checkpoint_every if self._model.train_config.run_dir is not None else 0
         self.next_checkpoint = (self._model.timesteps // every + 1) * every if every else math.inf
 
     def _warn_of_cut_episodes(self) -> None:

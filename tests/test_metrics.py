@@ -133,6 +133,34 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
     assert events.Tags()["scalars"] == ["critic_loss"]
 
 
+def test_a_resumed_run_goes_on_after_the_lines_that_it_keeps(tmp_path: Path) -> None:
+    logger = MetricsLogger(tmp_path)
+    for step in (10, 20, 30):
+        logger.log({"step": step, "alpha": 0.5})
+    logger.write_summary(summary())
+    logger.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 15')  # torn
+    logger = MetricsLogger(tmp_path, resume_step=20)
+    logger.log({"step": 31, "alpha": 0.25})
+    logger.close()
+    assert rows(tmp_path) == [{"step": 10, "alpha": 0.5}, {"step": 20, "alpha": 0.5}, {"step": 31, "alpha": 0.25}]
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_tensorboard_forgets_what_a_resumed_run_does_again(tmp_path: Path) -> None:
+    accumulator_module = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for resume_step, steps, value in ((None, (10, 20, 30), 0.5), (20, (30, 40), 0.25)):
+        logger = MetricsLogger(tmp_path, tensorboard=True, resume_step=resume_step)
+        for step in steps:
+            logger.log({"step": step, "alpha": value})
+        logger.close()
+    events = accumulator_module.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("alpha")]
+    assert found == [(10, 0.5), (20, 0.5), (30, 0.25), (40, 0.25)]
+
+
 def test_missing_tensorboard_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
         monkeypatch.delitem(sys.modules, name)

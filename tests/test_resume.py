@@ -154,6 +154,7 @@ def test_a_run_without_a_checkpoint_yet_starts_anew(
 ) -> None:
     killed(tmp_path / "cut", 150)
     assert not (tmp_path / "cut" / "checkpoints").exists()
+    (tmp_path / "cut" / "checkpoints" / f"{checkpoint.step_name(200)}.tmp").mkdir(parents=True)
     resumed = SAC.resume(tmp_path / "cut").learn()
     assert "no checkpoint yet: the run starts anew" in caplog.text
     assert_same_run(whole, resumed)
@@ -257,6 +258,13 @@ def test_when_all_are_damaged_nothing_is_done(cut: Path) -> None:
     with pytest.raises(CheckpointError, match=r"found no checkpoint that can be taken: .*0400.*sha256.*0200.*sha256"):
         SAC.resume(cut)
     assert sorted(path.name for path in cut.rglob("*")) == before
+
+
+def test_a_run_whose_checkpoints_lost_their_manifests_does_not_start_anew(cut: Path) -> None:
+    for path in cut.glob("checkpoints/*/manifest.json"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match="expected a checkpoint, or a run directory with checkpoints"):
+        SAC.resume(cut)
 
 
 def test_the_checkpoint_of_another_run_is_not_taken(

@@ -46,9 +46,10 @@ bench-update: setup
 bench-train: setup
 	$(VENV)/bin/sacfast benchmark train $(BENCH)
 
-# Kills runs, fills a disk, damages checkpoints; takes every run up again. Some minutes.
+# Kills runs, fills a disk, damages checkpoints, takes every run up again; what a checkpoint costs. Some minutes.
 faults: setup
 	$(VENV)/bin/python -m benchmarks.faults
+	$(VENV)/bin/python -m benchmarks.checkpoint_cost
 
 # What peers need stays out of $(VENV). The sources are used as they lie, with the library that `setup` has built: both
 # environments have the same Python and the same torch. RLtools compiles with g++ for a minute when it is first used.

@@ -17,7 +17,6 @@ import math
 import multiprocessing
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -385,54 +384,6 @@ def stops_and_keeps(run_dir: Path, env_id: str, backend: str, named: str, *callb
     return False
 
 
-# ---- What a checkpoint costs -------------------------------------------------------------------------------------
-
-
-def checkpoint_cost(folder: Path) -> dict[str, float]:
-    """Save and resume a run of a million HalfCheetah transitions; the memory is the peak of this process's pages."""
-
-    def peak() -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-    run_dir = folder / "cost"
-    model = SAC("HalfCheetah-v5", run_dir=run_dir, learning_starts=16, evaluation_episodes=0, progress=False)
-    generator = torch.Generator().manual_seed(0)
-    while len(model.replay) < model.replay.capacity:
-        fields = [
-            torch.randn(shape, generator=generator) for shape in ((10_000, 17), (10_000, 6), (10_000,), (10_000, 17))
-        ]
-        model.replay.add(*fields, torch.zeros(10_000, dtype=torch.bool))
-    before = peak()
-    start = time.perf_counter()
-    model.learn(16)
-    seconds = time.perf_counter() - start
-    size = sum(path.stat().st_size for path in checkpoint.find(run_dir).iterdir())
-    extra = peak() - before
-    return {"bytes": size, "save_seconds": seconds, "save_extra_bytes": extra}
-
-
-def resume_cost(folder: Path) -> dict[str, float]:
-    """Resume that run; of the memory, the buffer itself is a part, and the mapped file another."""
-    start = time.perf_counter()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    model = SAC.resume(folder / "cost", progress=False)
-    seconds = time.perf_counter() - start
-    extra = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    assert len(model.replay) == model.replay.capacity
-    return {"resume_seconds": seconds, "resume_memory_bytes": extra}
-
-
-def in_fresh_process(target: Callable[[Path], dict[str, float]], folder: Path) -> dict[str, float]:
-    """Call `target` in a process of its own and return its result."""
-    code = (
-        "import json; from pathlib import Path; from benchmarks import faults; "
-        f"print(json.dumps(faults.{target.__name__}(Path({str(folder)!r}))))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
 # ---- All of it ---------------------------------------------------------------------------------------------------
 
 
@@ -530,20 +481,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="sacfast-faults-") as name:
         folder = Path(name)
         rows = killed_runs(folder, options.kills) + other_faults(folder, options.tries)
-        cost = in_fresh_process(checkpoint_cost, folder) | in_fresh_process(resume_cost, folder)
     print(table(rows))
-    print(
-        f"a checkpoint of 1,000,000 HalfCheetah transitions, {cost['bytes'] / 1e6:.0f} MB:\n"
-        f"saved in {cost['save_seconds']:.1f} s with {cost['save_extra_bytes'] / 1e6:.1f} MB of extra memory; resumed "
-        f"in {cost['resume_seconds']:.1f} s with {cost['resume_memory_bytes'] / 1e6:.0f} MB, the buffer included"
-    )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     command = f"python -m benchmarks.faults --kills {options.kills} --tries {options.tries} --seed {options.seed}"
     content = {
         **report.provenance(command),
         "wall_seconds": time.perf_counter() - start,
         "rows": [row._asdict() for row in rows],
-        "checkpoint": cost,
     }
     report.write_json(options.output, content)
     return int(any(row.lost for row in rows))

@@ -76,12 +76,13 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sacfast-checkpoint-") as name:
         cost = in_a_process("save", Path(name) / "run") | in_a_process("resume", Path(name) / "run")
+    wall, cpu = statistics.median(cost["save_seconds"]), statistics.median(cost["save_cpu_seconds"])
+    beside = cost["resume_bytes"] - cost["buffer_bytes"]
     print(
-        f"a checkpoint of 1,000,000 HalfCheetah transitions, {cost['bytes'] / 1e6:.0f} MB, saved in "
-        f"{statistics.median(cost['save_seconds']):.1f} s ({statistics.median(cost['save_cpu_seconds']):.1f} s of "
-        f"processor time), with {cost['save_extra_bytes'] / 1e6:.1f} MB of extra memory;\nresumed in "
-        f"{cost['resume_seconds']:.1f} s, with {(cost['resume_bytes'] - cost['buffer_bytes']) / 1e6:.0f} MB for learner, "
-        f"environments and mapped file, beside the buffer's {cost['buffer_bytes'] / 1e6:.0f} MB"
+        f"a checkpoint of 1,000,000 HalfCheetah transitions, {cost['bytes'] / 1e6:.0f} MB, saved in {wall:.1f} s "
+        f"({cpu:.1f} s of processor time), with {cost['save_extra_bytes'] / 1e6:.1f} MB of extra memory;\n"
+        f"resumed in {cost['resume_seconds']:.1f} s, with {beside / 1e6:.0f} MB for learner, environments and mapped "
+        f"file, beside the buffer's {cost['buffer_bytes'] / 1e6:.0f} MB"
     )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     report.write_json(options.output, {**report.provenance("python -m benchmarks.checkpoint_cost"), **cost})

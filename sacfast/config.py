@@ -12,10 +12,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 BACKENDS = ("fused", "reference")
 """The backends that `make_learner` can build."""
+
+Activation = Literal["relu", "tanh", "elu", "silu", "gelu"]
+"""What follows each hidden layer; `sacfast.networks` has the functions."""
 
 
 def check_backend(backend: str) -> None:
@@ -108,7 +111,9 @@ class SACConfig(_Config):
     """
 
     hidden_sizes: tuple[int, ...] = (256, 256)
-    """Units of each hidden layer (ReLU) of every network; () makes them linear. v2."""
+    """Units of each hidden layer of every network; () makes them linear. v2."""
+    activation: Activation = "relu"
+    """What follows each hidden layer. v2. The fused backend has "relu" alone."""
     batch_size: int = 256
     """Transitions in a minibatch. v2."""
     utd_ratio: float = 1.0
@@ -179,6 +184,7 @@ class SACConfig(_Config):
                 self._store(name, _float(name, getattr(self, name), interval, alternative="'auto' or "))
         for name, interval in _FLOAT_PAIR_RANGES.items():
             self._store(name, _float_pair(name, getattr(self, name), interval))
+        _check_choice("activation", self.activation, get_args(Activation))
         _check_choice("target_update", self.target_update, ("polyak", "hard"))
         _check_choice("log_std_bounding", self.log_std_bounding, ("none", "clamp", "tanh"))
         _check_choice("matmul_precision", self.matmul_precision, ("float32", "tf32", "bfloat16"))

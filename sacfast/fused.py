@@ -73,10 +73,16 @@ class FusedLearner:
         """Draw parameters and start the noise, as `ReferenceLearner` does.
 
         `dtype` is torch.float32; torch.float64 serves tests. Raises ValueError for a size below 1, a negative seed,
-        and a device or dtype that this backend does not have; ValueError or MemoryError for sizes that do not fit.
+        and a device, activation or dtype that this backend does not have; ValueError or MemoryError for sizes that do
+        not fit.
         """
         self.config = config = config or SACConfig()
         self.device = torch.device(device)
+        if config.activation != "relu":
+            raise ValueError(
+                f"activation: the fused backend has 'relu' alone, got {config.activation!r}; "
+                "use 'relu', or backend 'reference'"
+            )
         self.observation_dim = observation_dim
         self.action_dim = action_dim
         self.metric_names = metric_names(config)

@@ -8,15 +8,25 @@ Shape letters as in `types`: B rows, O observation size, A action size, P number
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from sacfast.config import SACConfig
+from sacfast.config import Activation, SACConfig
 from sacfast.memory import check_fits
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    # In place where the derivative follows from the result: a linear layer's backward does not need its output.
+    "relu": torch.relu_,
+    "tanh": torch.tanh_,
+    "elu": nn.functional.elu_,
+    "silu": nn.functional.silu,
+    "gelu": nn.functional.gelu,
+}
+"""What `activation` may be: each maps a hidden layer's output, which it may overwrite, to the next one's input."""
 
 
 class FlatNetwork(nn.Module):
@@ -94,12 +104,17 @@ class Actor(FlatNetwork):
         observation_dim: int,
         action_dim: int,
         hidden_sizes: Sequence[int] = (256, 256),
+        activation: Activation = "relu",
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Draw the parameters from `generator` (None: torch's default); ValueError for a size below 1."""
+        """Draw the parameters from `generator` (None: torch's default).
+
+        Raises ValueError for a size below 1 and for an unknown activation.
+        """
         super().__init__()
+        self.activation = _activation(activation)
         self.observation_dim = _positive("observation_dim", observation_dim)
         self.action_dim = _positive("action_dim", action_dim)
         self.layers = _linear_layers([observation_dim, *hidden_sizes, 2 * action_dim])
@@ -110,7 +125,7 @@ class Actor(FlatNetwork):
 
         log_std is not bounded yet: that is the sampling op's `log_std_bounding`.
         """
-        mean, log_std = _run(self.layers, observation).chunk(2, dim=-1)
+        mean, log_std = _run(self.layers, self.activation, observation).chunk(2, dim=-1)
         return mean, log_std
 
 
@@ -122,15 +137,19 @@ class TwinCritic(FlatNetwork):
         observation_dim: int,
         action_dim: int,
         hidden_sizes: Sequence[int] = (256, 256),
+        activation: Activation = "relu",
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Draw q1, then q2 from `generator` (None: torch's default); ValueError for a size below 1."""
+        """Draw q1, then q2 from `generator` (None: torch's default).
+
+        Raises ValueError for a size below 1 and for an unknown activation.
+        """
         super().__init__()
         inputs = _positive("observation_dim", observation_dim) + _positive("action_dim", action_dim)
-        self.q1 = _ScalarFunction(inputs, hidden_sizes)
-        self.q2 = _ScalarFunction(inputs, hidden_sizes)
+        self.q1 = _ScalarFunction(inputs, hidden_sizes, activation)
+        self.q2 = _ScalarFunction(inputs, hidden_sizes, activation)
         self._allocate(device, dtype, generator)
 
     def forward(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,18 +165,23 @@ class ValueNetwork(FlatNetwork):
         self,
         observation_dim: int,
         hidden_sizes: Sequence[int] = (256, 256),
+        activation: Activation = "relu",
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Draw the parameters from `generator` (None: torch's default); ValueError for a size below 1."""
+        """Draw the parameters from `generator` (None: torch's default).
+
+        Raises ValueError for a size below 1 and for an unknown activation.
+        """
         super().__init__()
+        self._activation = _activation(activation)
         self.layers = _linear_layers([_positive("observation_dim", observation_dim), *hidden_sizes, 1])
         self._allocate(device, dtype, generator)
 
     def forward(self, observation: Tensor) -> Tensor:
         """Map observation [B, O] to V [B]."""
-        return _run(self.layers, observation).squeeze(-1)
+        return _run(self.layers, self._activation, observation).squeeze(-1)
 
 
 def build_networks(
@@ -173,7 +197,7 @@ def build_networks(
     A target starts as a copy of what it follows. Raises ValueError for sizes that cannot fit in memory.
     """
     _check_memory(observation_dim, action_dim, config, torch.device(device), dtype)
-    built = (config.hidden_sizes, device, dtype, generator)
+    built = (config.hidden_sizes, config.activation, device, dtype, generator)
     networks: dict[str, FlatNetwork] = {
         "actor": Actor(observation_dim, action_dim, *built),
         "critic": TwinCritic(observation_dim, action_dim, *built),
@@ -209,12 +233,13 @@ def _check_memory(
 class _ScalarFunction(nn.Module):
     # One of the twins: a module of its own so that parameters are named q1.layers.0.weight.
 
-    def __init__(self, inputs: int, hidden_sizes: Sequence[int]) -> None:
+    def __init__(self, inputs: int, hidden_sizes: Sequence[int], activation: Activation) -> None:
         super().__init__()
+        self._activation = _activation(activation)
         self.layers = _linear_layers([inputs, *hidden_sizes, 1])
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return _run(self.layers, inputs).squeeze(-1)
+        return _run(self.layers, self._activation, inputs).squeeze(-1)
 
 
 def _linear_layers(sizes: Sequence[int]) -> nn.ModuleList:
@@ -223,12 +248,18 @@ def _linear_layers(sizes: Sequence[int]) -> nn.ModuleList:
     return nn.ModuleList(nn.Linear(inputs, outputs, device="meta") for inputs, outputs in pairwise(sizes))
 
 
-def _run(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
+def _run(layers: Iterable[nn.Module], activation: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     *hidden, head = layers
     for layer in hidden:
-        x = layer(x).relu_()  # in place: a linear layer's backward does not need its output
+        x = activation(layer(x))
     output: Tensor = head(x)
     return output
+
+
+def _activation(name: Activation) -> Callable[[Tensor], Tensor]:
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {', '.join(map(repr, ACTIVATIONS))}, got {name!r}")
+    return ACTIVATIONS[name]
 
 
 def _positive(name: str, size: int) -> int:

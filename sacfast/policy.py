@@ -53,6 +53,7 @@ class Policy:
         # The sampling op is cheapest on a Philox state; exploration noise comes from torch's generator.
         self._noise_state = ops.philox_state(seed, device=self._device)
         self._generator = torch.Generator(self._device).manual_seed(seed)
+        self._activation = actor.activation
         *self._hidden, (weight, bias) = _transposed_layers(actor)
         # The head's first half is the mean, all that a deterministic policy needs.
         outputs = actor.action_dim if deterministic else 2 * actor.action_dim
@@ -70,7 +71,7 @@ class Policy:
                 return self.act(observation)
         x = torch.from_numpy(observation).to(self._device)
         for weight, bias in self._hidden:
-            x = torch.addmm(bias, x, weight).relu_()
+            x = self._activation(torch.addmm(bias, x, weight))
         weight, bias = self._head
         x = torch.addmm(bias, x, weight)
         action = self._deterministic_action(x) if self.deterministic else self._stochastic_action(x)

@@ -6,11 +6,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from sacfast import cli, ops
 from sacfast.config import BACKENDS, SACConfig, TrainConfig
+from sacfast.trainer import SAC
 
 QUICK_FLAGS = {
     "--hidden-sizes": "16",
@@ -160,6 +162,44 @@ def test_flags_reach_the_configuration(tmp_path: Path) -> None:
     assert config["sac"]["fused_ops"] is False
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["status"], summary["gradient_updates"]) == ("completed", 10)
+
+
+NETWORK_AND_OPTIMIZERS = {
+    "hidden_sizes": [8, 12],
+    "activation": "tanh",
+    "actor_lr": 1e-3,
+    "critic_lr": 2e-3,
+    "alpha_lr": 3e-3,
+    "value_lr": 4e-3,
+    "adam_betas": [0.8, 0.9],
+    "adam_eps": 1e-5,
+}
+
+
+def test_network_and_optimisers_are_flags_that_a_checkpoint_keeps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [
+        word
+        for name, value in NETWORK_AND_OPTIMIZERS.items()
+        for word in (f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value]))
+    ]
+    run_dir = tmp_path / "run"
+    assert train(run_dir, "--total-timesteps", "80", "--backend", "reference", *flags) == 0
+    configured = json.loads((run_dir / "config.json").read_text())["sac"]
+    assert {name: configured[name] for name in NETWORK_AND_OPTIMIZERS} == NETWORK_AND_OPTIMIZERS
+
+    model, same = SAC.load(run_dir), SAC("Pendulum-v1", backend="reference", **NETWORK_AND_OPTIMIZERS)
+    loaded = model.config.to_dict()
+    assert {name: loaded[name] for name in NETWORK_AND_OPTIMIZERS} == NETWORK_AND_OPTIMIZERS
+    same.learner.load_state_dict(model.learner.state_dict())
+    observation = np.ones(3, np.float32)
+    np.testing.assert_array_equal(model.predict(observation), same.predict(observation))
+
+    capsys.readouterr()
+    assert train(tmp_path / "fused", "--activation", "tanh") == 2
+    assert "activation: the fused backend has 'relu' alone, got 'tanh'" in capsys.readouterr().err
+    assert not (tmp_path / "fused").exists()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -12,6 +12,7 @@ SAC_REFUSALS = [
     ("hidden_sizes", 256, TypeError, "a tuple of ints >= 1, got 256"),
     ("hidden_sizes", (256.0,), TypeError, "a tuple of ints >= 1"),
     ("hidden_sizes", (256, 0), ValueError, "a tuple of ints >= 1"),
+    ("activation", "swish", ValueError, "one of 'relu', 'tanh', 'elu', 'silu', 'gelu', got 'swish'"),
     ("batch_size", 0, ValueError, "an int >= 1, got 0"),
     ("batch_size", 256.0, TypeError, "an int >= 1, got 256.0"),
     ("batch_size", True, TypeError, "an int >= 1, got True"),
@@ -129,7 +130,7 @@ def test_configs_are_frozen():
     "config",
     [
         SACConfig(),
-        SACConfig(hidden_sizes=(), alpha=0, target_entropy=-3, log_std_bounds=(-5, 2)),
+        SACConfig(hidden_sizes=(), activation="tanh", alpha=0, target_entropy=-3, log_std_bounds=(-5, 2)),
         TrainConfig("Pendulum-v1"),
         TrainConfig("Pendulum-v1", run_dir=Path("runs/x"), env_batch_size=8, torch_threads=1),
     ],

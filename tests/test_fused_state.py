@@ -26,6 +26,7 @@ from torch import Tensor
 
 from sacfast import _ext
 from sacfast.fused import FusedLearner
+from sacfast.networks import ACTIVATIONS
 from sacfast.reference import ReferenceLearner
 from sacfast.types import Batch
 
@@ -412,6 +413,13 @@ def test_a_gpu_that_cannot_be_used_is_refused_with_the_reason() -> None:
     expected = f"device: expected one that this machine has, got 'cuda': {_ext.cuda_reason()}"
     with pytest.raises(ValueError, match=re.escape(expected)):
         FusedLearner(O, A, make_config(), device="cuda")
+
+
+@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "relu"])
+def test_another_activation_is_refused_by_name(activation: str) -> None:
+    message = f"activation: the fused backend has 'relu' alone, got '{activation}'; .* backend 'reference'"
+    with pytest.raises(ValueError, match=message):
+        FusedLearner(O, A, make_config(activation=activation))
 
 
 # ---- Numbers that are not finite -----------------------------------------------------------------------------------

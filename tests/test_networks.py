@@ -1,13 +1,16 @@
 import copy
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
-from sacfast.networks import Actor, TwinCritic, ValueNetwork
+from sacfast.config import Activation
+from sacfast.networks import ACTIVATIONS, Actor, TwinCritic, ValueNetwork
 
 O, A, B = 5, 3, 7  # noqa: E741 # the project's shape letters
 HIDDEN = [(), (8,), (16, 8), (8, 8, 8)]
+MODULES = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU, "gelu": nn.GELU}
 
 
 def build(kind, hidden_sizes=(8, 16), seed=0, **options):
@@ -23,7 +26,7 @@ def inputs(kind, dtype=torch.float32, rows=B):
     return (observation, action) if kind is TwinCritic else (observation,)
 
 
-def plain_mlp(state, prefix):
+def plain_mlp(state, prefix, activation="relu"):
     """The same network as an `nn.Sequential` with copied parameters."""
     layers = []
     while f"{prefix}layers.{len(layers)}.weight" in state:
@@ -32,7 +35,7 @@ def plain_mlp(state, prefix):
         layer.weight.data.copy_(weight)
         layer.bias.data.copy_(state[f"{prefix}layers.{len(layers)}.bias"])
         layers.append(layer)
-    chain = [module for layer in layers for module in (layer, nn.ReLU())]
+    chain = [module for layer in layers for module in (layer, MODULES[activation]())]
     return nn.Sequential(*chain[:-1])
 
 
@@ -66,23 +69,51 @@ def test_parameters_and_gradients_are_views_of_one_buffer(kind, hidden_sizes, dt
 
 
 @ALL
-@pytest.mark.parametrize("hidden_sizes", HIDDEN, ids=str)
-def test_forward_equals_a_plain_mlp(kind, hidden_sizes):
-    network = build(kind, hidden_sizes, dtype=torch.float64)
+@pytest.mark.parametrize(
+    ("hidden_sizes", "activation"),
+    [*((sizes, "relu") for sizes in HIDDEN), *(((16, 8), name) for name in ACTIVATIONS if name != "relu")],
+    ids=str,
+)
+def test_forward_equals_a_plain_mlp(kind, hidden_sizes, activation):
+    network = build(kind, hidden_sizes, activation=activation, dtype=torch.float64)
     arguments = inputs(kind, torch.float64)
     state = network.state_dict()
     if kind is TwinCritic:
         pair = torch.cat(arguments, dim=1)
-        expected = [plain_mlp(state, prefix)(pair).squeeze(1) for prefix in ("q1.", "q2.")]
+        expected = [plain_mlp(state, prefix, activation)(pair).squeeze(1) for prefix in ("q1.", "q2.")]
     elif kind is Actor:
-        expected = plain_mlp(state, "")(*arguments).split(A, dim=1)
+        expected = plain_mlp(state, "", activation)(*arguments).split(A, dim=1)
     else:
-        expected = [plain_mlp(state, "")(*arguments).squeeze(1)]
+        expected = [plain_mlp(state, "", activation)(*arguments).squeeze(1)]
     got = network(*arguments)
     got = [got] if kind is ValueNetwork else got
     for left, right in zip(got, expected, strict=True):
         assert left.shape == ((B, A) if kind is Actor else (B,))
         torch.testing.assert_close(left, right)
+
+
+@ALL
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_backward_equals_that_of_a_plain_mlp(kind, activation):
+    """What an activation overwrites is nothing that the derivative needs."""
+    network = build(kind, activation=activation, dtype=torch.float64)
+    arguments = inputs(kind, torch.float64)
+    network.backward(torch.stack(list(network(*arguments))).square().sum())
+    prefixes = ("q1.", "q2.") if kind is TwinCritic else ("",)
+    twins = [plain_mlp(network.state_dict(), prefix, activation) for prefix in prefixes]
+    sum(twin(torch.cat(arguments, dim=1)).square().sum() for twin in twins).backward()
+    expected = torch.cat([parameter.grad.flatten() for twin in twins for parameter in twin.parameters()])
+    torch.testing.assert_close(network.flat_grad, expected)
+
+
+def test_every_activation_of_the_settings_is_there():
+    assert tuple(ACTIVATIONS) == get_args(Activation) == tuple(MODULES)
+
+
+@ALL
+def test_an_unknown_activation_is_refused_by_name(kind):
+    with pytest.raises(ValueError, match=r"activation: expected one of 'relu', .*, got 'swish'"):
+        build(kind, activation="swish")
 
 
 @ALL

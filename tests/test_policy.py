@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from sacfast.networks import Actor
+from sacfast.networks import ACTIVATIONS, Actor
 from sacfast.policy import Policy
 
 O, A = 5, 3  # noqa: E741 # the project's shape letters
@@ -31,6 +31,19 @@ def test_the_deterministic_action_is_the_squashed_mean(rows, hidden_sizes):
     assert action.shape == (rows, A)
     assert action.dtype == np.float32
     np.testing.assert_allclose(action, np.tanh(mean), rtol=1e-5, atol=1e-6)  # sums of at most 16 float32 terms
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_policy_has_the_actors_activation(activation):
+    actor, observation = make_actor(activation=activation), observations()
+    actor.flat.mul_(3)  # far enough from zero, where some of them look alike
+    mean, _ = outputs(actor, observation)
+    action = Policy(actor, deterministic=True).act(observation)
+    np.testing.assert_allclose(action, np.tanh(mean), rtol=1e-5, atol=1e-6)  # sums of at most 16 float32 terms
+    others = [make_actor(activation=other) for other in ACTIVATIONS if other != activation]
+    for other in others:
+        other.flat.copy_(actor.flat)
+        assert np.abs(Policy(other, deterministic=True).act(observation) - action).max() > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributions import Normal
 
 from sacfast.config import SACConfig
+from sacfast.networks import ACTIVATIONS
 from sacfast.reference import ReferenceLearner
 from sacfast.types import Batch
 
@@ -73,8 +74,9 @@ class OracleAdam:
 
 
 class OracleMLP(nn.Module):
-    def __init__(self, state, prefix):
+    def __init__(self, state, prefix, activation):
         super().__init__()
+        self.activation = getattr(nn.functional, activation)
         self.layers = nn.ModuleList()
         while (name := f"{prefix}.layers.{len(self.layers)}") + ".weight" in state:
             weight, bias = state[name + ".weight"], state[name + ".bias"]
@@ -85,7 +87,7 @@ class OracleMLP(nn.Module):
     def forward(self, *inputs):
         x = torch.cat(inputs, dim=1)
         for i, layer in enumerate(self.layers):
-            x = layer(x) if i == 0 else layer(torch.relu(x))
+            x = layer(x) if i == 0 else layer(self.activation(x))
         return x
 
 
@@ -94,16 +96,16 @@ class Oracle:
 
     def __init__(self, learner):
         state, self.config = learner.state_dict(), learner.config
-        self.mlps = {"actor": OracleMLP(state, "actor")}
+        self.mlps = {"actor": OracleMLP(state, "actor", self.config.activation)}
         for twin in ("q1", "q2"):
-            self.mlps[f"critic.{twin}"] = OracleMLP(state, f"critic.{twin}")
+            self.mlps[f"critic.{twin}"] = OracleMLP(state, f"critic.{twin}", self.config.activation)
         if self.config.value_network:
-            self.mlps["value"] = OracleMLP(state, "value")
+            self.mlps["value"] = OracleMLP(state, "value", self.config.activation)
             self.followers = {"target_value": "value"}
         else:
             self.followers = {"target_critic.q1": "critic.q1", "target_critic.q2": "critic.q2"}
         for follower in self.followers:
-            self.mlps[follower] = OracleMLP(state, follower)
+            self.mlps[follower] = OracleMLP(state, follower, self.config.activation)
         if self.config.alpha == "auto":
             start = torch.tensor(math.log(self.config.initial_alpha), dtype=torch.float64)
             self.log_alpha = start.requires_grad_()
@@ -200,10 +202,19 @@ def assert_parameters_equal(learner, oracle):
         )
 
 
+@pytest.mark.parametrize("options", [{}, OPTIONS["v1"]], ids=["v2", "v1"])
+@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "relu"])
+def test_updates_with_another_activation_equal_the_oracle(options, activation):
+    check_updates(make_config(options, activation=activation, fused_ops=False), updates=10)
+
+
 @every_option
 @pytest.mark.parametrize(("fused_ops", "updates"), [(False, 100), (True, 20)], ids=["plain-ops", "fused-ops"])
 def test_updates_equal_the_oracle(options, fused_ops, updates):
-    config = make_config(options, fused_ops=fused_ops)
+    check_updates(make_config(options, fused_ops=fused_ops), updates)
+
+
+def check_updates(config, updates):
     learner = ReferenceLearner(O, A, config, seed=1, dtype=torch.float64)
     oracle = Oracle(learner)
     start = learner.state_dict()

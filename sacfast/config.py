@@ -248,6 +248,9 @@ class TrainConfig(_Config):
     """Whether checkpoints hold the replay buffer; without it a run cannot be resumed, only its policy used."""
     tensorboard: bool = False
     """Whether metrics also go to TensorBoard files in `run_dir`."""
+    wandb: bool = False
+    """Whether metrics also go to Weights & Biases, as its environment variables say: WANDB_MODE=offline keeps them in
+    `run_dir`, WANDB_PROJECT names another project than "sacfast"."""
     progress: bool = True
     """Whether to show a progress bar."""
     torch_threads: int | None = None
@@ -269,7 +272,7 @@ class TrainConfig(_Config):
         for name in ("env_batch_size", "env_threads", "torch_threads"):
             if getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), at_least=1)
-        for name in ("overwrite", "checkpoint_replay", "tensorboard", "progress"):
+        for name in ("overwrite", "checkpoint_replay", "tensorboard", "wandb", "progress"):
             _check_bool(name, getattr(self, name))
         if self.env_batch_size is not None and self.env_batch_size > self.num_envs:
             raise ValueError(f"env_batch_size: expected at most num_envs ({self.num_envs}), got {self.env_batch_size}")
@@ -277,8 +280,9 @@ class TrainConfig(_Config):
             self._store("run_dir", Path(self.run_dir))
         if not isinstance(self.run_dir, Path | None):
             raise TypeError(f"run_dir: expected a path or None, got {self.run_dir!r}")
-        if self.tensorboard and self.run_dir is None:
-            raise ValueError("tensorboard: expected a run_dir to write to, got run_dir=None")
+        for name in ("tensorboard", "wandb"):
+            if getattr(self, name) and self.run_dir is None:
+                raise ValueError(f"{name}: expected a run_dir to write to, got run_dir=None")
 
 
 def _to_json(value: Any) -> Any:

@@ -1,25 +1,29 @@
 """The files of a run: its configuration, a line of metrics an interval, and a summary.
 
 RUN_DIR/
-  config.json       {"train": TrainConfig, "sac": SACConfig}
+  config.json       {"schema_version": 1, "train": TrainConfig, "sac": SACConfig}
   metrics.jsonl     one strict JSON object a line, each written whole
+  metrics.csv       the same as a table
   summary.json      the run in one object, written at its end
   checkpoints/      step_<transitions>/ and best/, see `sacfast.checkpoint`
   tensorboard/      event files, when asked for
+  wandb/            what Weights & Biases keeps on this machine, when asked for
 """
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import json
 import math
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sacfast import checkpoint
 
@@ -28,10 +32,19 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
+CSV_FILE = "metrics.csv"
 SUMMARY_FILE = "summary.json"
 CHECKPOINTS = "checkpoints"
 BEST = "best"
 TENSORBOARD = "tensorboard"
+
+SCHEMA_VERSION = 1
+"""Of the files of a run."""
+
+WANDB_PROJECT = "sacfast"
+"""Where runs go on Weights & Biases unless the environment variable WANDB_PROJECT says otherwise."""
+
+_FILES = (CONFIG_FILE, METRICS_FILE, CSV_FILE, SUMMARY_FILE)
 
 SUMMARY_KEYS = (
     "status",  # "completed", "stopped" by a callback, "interrupted", "environment_fault" or "failed"
@@ -61,6 +74,23 @@ def versions() -> dict[str, str]:
     return {"sacfast": __version__, "python": platform.python_version(), **packages}
 
 
+class RunError(ValueError):
+    """A run directory that cannot be read; the message names the file and what was expected."""
+
+
+class TrackingError(RuntimeError):
+    """Weights & Biases has refused to begin a run."""
+
+
+class Run(NamedTuple):
+    """What a run directory holds, as far as it is shown."""
+
+    path: Path
+    train: dict[str, Any]  # TrainConfig.to_dict()
+    sac: dict[str, Any]  # SACConfig.to_dict()
+    rows: list[dict[str, float | None]]  # the lines of metrics; their "step" rises
+
+
 class MetricsLogger:
     """Writes one run's files. Without a run directory it writes nothing and every call is allowed."""
 
@@ -69,6 +99,7 @@ class MetricsLogger:
         run_dir: Path | None,
         overwrite: bool = False,
         tensorboard: bool = False,
+        wandb: bool = False,
         resume_step: int | None = None,
     ) -> None:
         """Take over `run_dir`.
@@ -77,28 +108,35 @@ class MetricsLogger:
             run_dir: created where it does not exist; None: nothing is written.
             overwrite: whether a run already there is removed. Only the files of a run are.
             tensorboard: whether metrics also go to TensorBoard event files.
+            wandb: whether they also go to Weights & Biases, as its environment variables say.
             resume_step: go on with the run in `run_dir` after this many transitions: later lines, of work that was
-                lost, are removed; None: a new run.
+                lost, are removed; None: a new run. On W&B what follows is a run of its own.
 
         Raises:
             FileExistsError: `run_dir` already holds a run, `overwrite` is False and nothing is resumed.
-            ImportError: TensorBoard was asked for and is not installed.
+            ImportError: TensorBoard or W&B was asked for and is not installed.
+            TrackingError: W&B was asked for and has refused, for want of an account for example.
         """
         self.run_dir = run_dir
         self._tensorboard: SummaryWriter | None = None
+        self._wandb: Any = None
         if run_dir is None:
             return
         if resume_step is None:
             check_run_dir(run_dir, overwrite)
         writer_class = import_summary_writer() if tensorboard else None
         run_dir.mkdir(parents=True, exist_ok=True)
+        if wandb:
+            self._wandb = _start_wandb(run_dir)  # first: its refusal leaves an earlier run as it was
         if resume_step is None:
             _remove_run(run_dir)
         else:
-            (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
+            for name in (SUMMARY_FILE, CSV_FILE):  # the table is made anew with the next line
+                (run_dir / name).unlink(missing_ok=True)
             _cut_metrics(run_dir / METRICS_FILE, resume_step)
         # Unbuffered: a line goes to the system in one call, so a killed process leaves only whole lines.
         self._file = (run_dir / METRICS_FILE).open("ab", buffering=0)
+        self._table = _Table(run_dir / CSV_FILE)
         if writer_class is not None:
             purge_step = None if resume_step is None else resume_step + 1
             self._tensorboard = writer_class(log_dir=str(run_dir / TENSORBOARD), purge_step=purge_step)
@@ -106,7 +144,9 @@ class MetricsLogger:
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the configuration, JSON-safe; an earlier one is replaced in one step."""
         if self.run_dir is not None:
-            write_json(self.run_dir / CONFIG_FILE, config)
+            write_json(self.run_dir / CONFIG_FILE, {"schema_version": SCHEMA_VERSION, **config})
+        if self._wandb is not None:
+            self._wandb.config.update(dict(config), allow_val_change=True)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one line. `row["step"]` is the transitions so far; NaN and infinity become null.
@@ -115,21 +155,17 @@ class MetricsLogger:
         """
         if self.run_dir is None:
             return
-        self._append(_to_json(row, indent=None).encode() + b"\n")
+        row = _finite(row)
+        _append(self._file, _to_json(row, indent=None).encode() + b"\n")
+        if not self._table.append(row):
+            self._table.rewrite(_read_rows(self.run_dir / METRICS_FILE))
+        values = {name: value for name, value in row.items() if name != "step" and value is not None}
         if self._tensorboard is not None:
-            for name, value in row.items():
-                if name != "step" and value is not None:
-                    self._tensorboard.add_scalar(name, value, global_step=row["step"])
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, global_step=row["step"])
             self._tensorboard.flush()
-
-    def _append(self, line: bytes) -> None:
-        end = self._file.seek(0, os.SEEK_END)
-        try:
-            if self._file.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), METRICS_FILE)
-        except OSError:
-            self._file.truncate(end)
-            raise
+        if self._wandb is not None:
+            self._wandb.log(values, step=row["step"])
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, which has exactly `SUMMARY_KEYS`; an earlier one is replaced in one step.
@@ -141,6 +177,8 @@ class MetricsLogger:
             raise ValueError(f"summary: expected the keys {sorted(SUMMARY_KEYS)}, got {sorted(summary)}")
         if self.run_dir is not None:
             write_json(self.run_dir / SUMMARY_FILE, summary)
+        if self._wandb is not None:
+            self._wandb.summary.update(dict(summary))
 
     def checkpoint_path(self, step: int) -> Path | None:
         """Return where the checkpoint after `step` transitions goes; None without a run directory."""
@@ -154,15 +192,119 @@ class MetricsLogger:
         """Close the files; calling it again does nothing."""
         if self.run_dir is not None:
             self._file.close()
+            self._table.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+class _Table:
+    """`metrics.csv`: a column for every name that a line of metrics has, empty where a line lacks it.
+
+    Which names come is not known when the first line does. So when a line brings a new one, the table is written
+    anew beside the old one and takes its place; all other lines are appended, each in one call.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._columns: list[str] = []
+        self._file: io.FileIO | None = None
+
+    def append(self, row: Mapping[str, Any]) -> bool:
+        """Append one line; False, and nothing is written, if it has a name that the table lacks."""
+        if self._file is None or not set(row) <= set(self._columns):
+            return False
+        try:
+            _append(self._file, self._lines([row]))
+        except OSError:
+            self.close()  # a line is missing: the next one has the table written anew
+            raise
+        return True
+
+    def rewrite(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write the table anew, of all lines so far."""
+        rows = list(rows)
+        self._columns = list(dict.fromkeys(name for row in rows for name in row))
+        partial = self._path.with_name(f"{self._path.name}.tmp")
+        partial.write_bytes(self._lines([{name: name for name in self._columns}, *rows]))
+        partial.replace(self._path)
+        self.close()
+        self._file = self._path.open("ab", buffering=0)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _lines(self, rows: Iterable[Mapping[str, Any]]) -> bytes:
+        text = io.StringIO()
+        csv.DictWriter(text, self._columns, lineterminator="\n").writerows(rows)
+        return text.getvalue().encode()
+
+
+def read_run(run_dir: Path | str) -> Run:
+    """Read the configuration and the metrics of a run, finished or not.
+
+    Raises:
+        RunError: no run directory, one of another schema version, one without metrics, or one with a file or a line
+            that cannot be read.
+    """
+    run_dir = Path(run_dir)
+    path = run_dir / CONFIG_FILE
+    if not path.is_file():
+        raise RunError(f"{run_dir}: expected a run directory, which has a {CONFIG_FILE}, found none")
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise RunError(f"{path}: expected JSON, got an error: {error}") from error
+    # Before the version was recorded, the files had the form of version 1.
+    found = config.get("schema_version", 1) if isinstance(config, dict) else None
+    if found != SCHEMA_VERSION:
+        raise RunError(f"{path}: expected a run of schema_version {SCHEMA_VERSION}, got {found}")
+    if not all(isinstance(config.get(key), dict) for key in ("train", "sac")):
+        raise RunError(f"{path}: expected the objects 'train' and 'sac', got {sorted(config)}")
+    if not (run_dir / METRICS_FILE).is_file():
+        raise RunError(f"{run_dir / METRICS_FILE}: expected the metrics of a run, found none")
+    rows = _read_rows(run_dir / METRICS_FILE)
+    if not rows:
+        raise RunError(f"{run_dir / METRICS_FILE}: expected at least one line of metrics, found none")
+    return Run(run_dir, config["train"], config["sac"], rows)
+
+
+def _read_rows(path: Path) -> list[dict[str, float | None]]:
+    rows: list[dict[str, float | None]] = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not (isinstance(row, dict) and all(isinstance(value, int | float | None) for value in row.values())):
+            start = line[:40].decode(errors="replace")
+            raise RunError(f"{path}: line {number}: expected a JSON object of numbers, got {start!r}")
+        if row.get("step") is None or (rows and row["step"] <= rows[-1]["step"]):
+            above = f" above {rows[-1]['step']}" if rows else ""
+            raise RunError(f"{path}: line {number}: expected a 'step'{above}, got {row.get('step')}")
+        rows.append(row)
+    return rows
+
+
+def _append(file: io.FileIO, line: bytes) -> None:
+    """Append a whole line, or raise OSError and leave no part of it."""
+    end = file.seek(0, os.SEEK_END)
+    try:
+        if file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+    except OSError:
+        file.truncate(end)
+        raise
 
 
 def check_run_dir(run_dir: Path, overwrite: bool) -> None:
     """Raise FileExistsError if `run_dir` already holds a run, or is a file, and must not be overwritten."""
     if run_dir.exists() and not run_dir.is_dir():
         raise FileExistsError(f"run_dir: expected a directory, got the file {run_dir}")
-    held = [name for name in (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, CHECKPOINTS) if (run_dir / name).exists()]
+    held = [name for name in (*_FILES, CHECKPOINTS) if (run_dir / name).exists()]
     if held and not overwrite:
         raise FileExistsError(
             f"run_dir: {run_dir} already holds a run ({', '.join(held)}); expected another directory, "
@@ -182,7 +324,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def _remove_run(run_dir: Path) -> None:
     """Remove what a run writes, by name, and leave whatever else lies in the directory."""
-    for name in (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE):
+    for name in _FILES:
         for path in (run_dir / name, run_dir / f"{name}.tmp"):
             path.unlink(missing_ok=True)
     for path in (run_dir / TENSORBOARD).glob("events.out.tfevents.*"):
@@ -232,3 +374,30 @@ def import_summary_writer() -> type[SummaryWriter]:
             "tensorboard: expected the tensorboard package, which is not installed; pip install 'sacfast[tensorboard]'"
         ) from error
     return SummaryWriter
+
+
+def import_wandb() -> Any:
+    """Return the wandb package, or raise ImportError that says how to install it."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise ImportError(
+            "wandb: expected the wandb package, which is not installed; pip install 'sacfast[wandb]'"
+        ) from error
+    return wandb
+
+
+def _start_wandb(run_dir: Path) -> Any:
+    """Begin a run of Weights & Biases, online or as WANDB_MODE says."""
+    wandb = import_wandb()
+    try:
+        return wandb.init(
+            project=os.environ.get("WANDB_PROJECT", WANDB_PROJECT),
+            name=run_dir.name,
+            dir=str(run_dir),
+            reinit="create_new",  # each model of this process has a run of its own
+        )
+    except wandb.errors.Error as error:
+        raise TrackingError(
+            f"wandb: expected an account (`wandb login`) or WANDB_MODE=offline, got an error: {error}"
+        ) from error

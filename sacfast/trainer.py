@@ -39,7 +39,15 @@ from sacfast.config import SACConfig, TrainConfig
 from sacfast.envs import EnvironmentFault, EnvSpec, EpisodeStatistics, VectorEnv, environment_seeds, make_env
 from sacfast.evaluate import EvaluationResult, evaluate
 from sacfast.learner import make_learner
-from sacfast.metrics import CHECKPOINTS, CONFIG_FILE, MetricsLogger, check_run_dir, import_summary_writer, versions
+from sacfast.metrics import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    MetricsLogger,
+    check_run_dir,
+    import_summary_writer,
+    import_wandb,
+    versions,
+)
 from sacfast.policy import Policy
 from sacfast.replay import ReplayBuffer
 from sacfast.types import FloatArray, Metrics, Transition
@@ -167,6 +175,7 @@ class SAC:
             ValueError: `total_timesteps` below 1.
             EnvironmentFault: a reward or observation that is not finite. Nothing of that step is stored.
             FloatingPointError: a loss, gradient or parameter that is not finite; the last checkpoint is from before.
+            TrackingError: Weights & Biases, asked for with `wandb`, has refused to begin a run.
             KeyboardInterrupt: at Ctrl-C, after everything was written; at a second Ctrl-C, at once.
             SystemExit: with code 143 at SIGTERM, after everything was written; a second SIGTERM ends the process.
             OSError: the files at the end could not be written. During the run that is a warning.
@@ -273,7 +282,7 @@ class SAC:
         task = manifest["train"]["env_id"]
         if fields.get("env_id", task) != task:
             raise checkpoint.CheckpointError(f"{path}: env_id: the checkpoint is of {task!r}, got {fields['env_id']!r}")
-        machine = {"device": "auto", "run_dir": None, "overwrite": False, "tensorboard": False}
+        machine = {"device": "auto", "run_dir": None, "overwrite": False, "tensorboard": False, "wandb": False}
         model = cls.__new__(cls)
         model._build(
             TrainConfig.from_dict({**manifest["train"], **machine, **fields}),
@@ -333,6 +342,8 @@ class SAC:
             check_run_dir(train.run_dir, train.overwrite)
         if train.tensorboard:
             import_summary_writer()
+        if train.wandb:
+            import_wandb()
         self._update_threads = train.torch_threads or torch.get_num_threads()
         self._seeds = _derive_seeds(train.seed)
         self._exploration = np.random.default_rng(self._seeds["exploration"])
@@ -391,7 +402,7 @@ class SAC:
         if self._logger is None:
             train = self.train_config
             step = self.timesteps if self._resumed else None
-            self._logger = MetricsLogger(train.run_dir, train.overwrite, train.tensorboard, resume_step=step)
+            self._logger = MetricsLogger(train.run_dir, train.overwrite, train.tensorboard, train.wandb, step)
             if self._resumed and train.run_dir is not None:
                 checkpoint.tidy(train.run_dir / CHECKPOINTS, self.timesteps)
         return self._logger

@@ -74,6 +74,7 @@ TRAIN_REFUSALS = [
     ("keep_checkpoints", 0, ValueError, "an int >= 1, got 0"),
     ("checkpoint_replay", 1, TypeError, "True or False, got 1"),
     ("tensorboard", True, ValueError, "a run_dir to write to"),
+    ("wandb", True, ValueError, "a run_dir to write to"),
     ("progress", "no", TypeError, "True or False, got 'no'"),
     ("torch_threads", 0, ValueError, "an int >= 1, got 0"),
 ]

@@ -1,6 +1,10 @@
+import csv
 import json
 import math
+import subprocess
 import sys
+import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +12,7 @@ import pytest
 import torch
 
 from sacfast import checkpoint, metrics
-from sacfast.metrics import MetricsLogger
+from sacfast.metrics import MetricsLogger, TrackingError, read_run
 
 
 def summary(**changes: Any) -> dict[str, Any]:
@@ -36,13 +40,84 @@ def test_what_json_cannot_say_becomes_null(tmp_path: Path) -> None:
     assert rows(tmp_path) == [{"step": 1, "a": None, "b": None, "c": None, "d": 0.5}]
 
 
+def table(run_dir: Path) -> list[dict[str, str]]:
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file, strict=True))
+
+
+def as_text(row: dict[str, Any], columns: list[str]) -> dict[str, str]:
+    return {name: "" if row.get(name) is None else str(row[name]) for name in columns}
+
+
+def test_the_table_has_the_same_lines_whichever_names_come_when(tmp_path: Path) -> None:
+    logger = MetricsLogger(tmp_path)
+    steps: list[tuple[dict[str, Any], list[str]]] = [
+        ({"step": 1, "episodes": 0, "return": None}, ["step", "episodes", "return"]),
+        ({"step": 2, "episodes": 3, "return": -0.1}, ["step", "episodes", "return"]),
+        ({"step": 3, "loss": math.nan, "return": 1e-7}, ["step", "episodes", "return", "loss"]),
+        ({"step": 4}, ["step", "episodes", "return", "loss"]),
+        ({"step": 5, "eval": 1.5, "loss": 2.5}, ["step", "episodes", "return", "loss", "eval"]),
+    ]
+    for row, columns in steps:
+        logger.log(row)
+        assert table(tmp_path) == [as_text(row, columns) for row in rows(tmp_path)]
+        assert (tmp_path / "metrics.csv").read_text().splitlines()[0] == ",".join(columns)
+    logger.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.csv", "metrics.jsonl"]
+
+
+LOG_WITHOUT_END = """
+import pathlib, sys
+from sacfast.metrics import MetricsLogger
+logger = MetricsLogger(pathlib.Path(sys.argv[1]))
+for step in range(1, 10**9):
+    logger.log({"step": step, "x": step * 1e-3, **({f"new{step}": 1.0} if step % 7 == 0 and step < 2000 else {})})
+"""
+
+
+def test_a_killed_run_leaves_whole_lines(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LOG_WITHOUT_END, str(tmp_path)]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[1])
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "metrics.csv").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)
+    finally:
+        process.kill()
+        process.wait()
+    written, lines = rows(tmp_path), table(tmp_path)
+    assert len(written) > 10
+    assert (tmp_path / "metrics.jsonl").read_bytes().endswith(b"\n")
+    assert (tmp_path / "metrics.csv").read_bytes().endswith(b"\n")
+    assert len(lines) in (len(written), len(written) - 1)
+    assert lines == [as_text(row, list(lines[0])) for row in written[: len(lines)]]
+
+
+def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
+    logger = MetricsLogger(tmp_path)
+    logger.write_config({"train": {"seed": 1}, "sac": {"gamma": 0.9}})
+    logger.log({"step": 1, "alpha": math.nan})
+    logger.log({"step": 2, "alpha": 0.5})
+    logger.close()
+    run = read_run(tmp_path)
+    assert (run.path, run.train, run.sac) == (tmp_path, {"seed": 1}, {"gamma": 0.9})
+    assert run.rows == [{"step": 1, "alpha": None}, {"step": 2, "alpha": 0.5}]
+
+
+def test_a_run_from_before_versions_were_recorded_is_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"train": {"seed": 1}, "sac": {}}')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert read_run(tmp_path).rows == [{"step": 1}]
+
+
 def test_config_and_summary_are_json_files_that_replace_earlier_ones(tmp_path: Path) -> None:
     logger = MetricsLogger(tmp_path)
     for value in (1, 2):
         logger.write_config({"train": {"seed": value}})
         logger.write_summary(summary(status="completed", seed=value))
     logger.close()
-    assert json.loads((tmp_path / "config.json").read_text()) == {"train": {"seed": 2}}
+    assert json.loads((tmp_path / "config.json").read_text()) == {"schema_version": 1, "train": {"seed": 2}}
     assert json.loads((tmp_path / "summary.json").read_text())["seed"] == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "config.json",
@@ -61,7 +136,7 @@ def test_a_summary_has_exactly_its_keys(tmp_path: Path) -> None:
     assert not (tmp_path / "summary.json").exists()
 
 
-@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "summary.json", "checkpoints"])
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "metrics.csv", "summary.json", "checkpoints"])
 def test_a_directory_that_holds_a_run_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir() if name == "checkpoints" else (tmp_path / name).write_text("kept")
     with pytest.raises(FileExistsError, match=f"already holds a run .*{name}.*overwrite"):
@@ -88,7 +163,14 @@ def test_overwriting_removes_only_what_a_run_writes(tmp_path: Path) -> None:
         "checkpoints/step_notes/plan.txt",
         "tensorboard/mine",
     ]
-    for name in [*kept, "config.json", "metrics.jsonl", "summary.json", "tensorboard/events.out.tfevents.1"]:
+    for name in [
+        *kept,
+        "config.json",
+        "metrics.jsonl",
+        "metrics.csv",
+        "summary.json",
+        "tensorboard/events.out.tfevents.1",
+    ]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("old")
     folder = tmp_path / "checkpoints"
@@ -168,6 +250,87 @@ def test_missing_tensorboard_says_how_to_get_it(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ImportError, match=r"pip install 'sacfast\[tensorboard\]'"):
         MetricsLogger(tmp_path / "run", tensorboard=True)
     assert not (tmp_path / "run").exists()
+
+
+class WandbStub(types.ModuleType):
+    """Keeps what Weights & Biases is given."""
+
+    def __init__(self, refusal: str = "") -> None:
+        super().__init__("wandb")
+        self.errors = types.SimpleNamespace(Error=type("Error", (Exception,), {}))
+        self.refusal, self.begun, self.config, self.logged, self.summary = refusal, {}, {}, [], {}
+        self.finished = 0
+
+    def init(self, **options: Any) -> Any:
+        if self.refusal:
+            raise self.errors.Error(self.refusal)
+        self.begun = options
+        return types.SimpleNamespace(
+            config=types.SimpleNamespace(update=lambda values, allow_val_change: self.config.update(values)),
+            log=lambda values, step: self.logged.append((step, values)),
+            summary=self.summary,
+            finish=lambda: setattr(self, "finished", self.finished + 1),
+        )
+
+
+def test_wandb_gets_configuration_metrics_and_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = WandbStub()
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    logger = MetricsLogger(tmp_path / "run", wandb=True)
+    logger.write_config({"train": {"seed": 2}, "sac": {"gamma": 0.9}})
+    logger.log({"step": 10, "critic_loss": 0.5, "episode_return_mean": None, "alpha": math.inf})
+    logger.log({"step": 20, "critic_loss": 0.25})
+    logger.write_summary(summary(status="completed"))
+    logger.close()
+    assert {name: stub.begun[name] for name in ("project", "name", "dir")} == {
+        "project": "sacfast",
+        "name": "run",
+        "dir": str(tmp_path / "run"),
+    }
+    assert stub.config == {"train": {"seed": 2}, "sac": {"gamma": 0.9}}
+    assert stub.logged == [(10, {"critic_loss": 0.5}), (20, {"critic_loss": 0.25})]
+    assert stub.summary["status"] == "completed"
+    assert stub.finished == 1
+
+
+def test_wandb_is_left_alone_unless_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", WandbStub("never asked"))
+    logger = MetricsLogger(tmp_path)
+    logger.log({"step": 1})
+    logger.close()
+
+
+def test_a_refusal_of_wandb_leaves_an_earlier_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", WandbStub("api_key not configured"))
+    (tmp_path / "metrics.jsonl").write_text("kept")
+    with pytest.raises(TrackingError, match=r"wandb: .*WANDB_MODE=offline.*api_key not configured"):
+        MetricsLogger(tmp_path, overwrite=True, wandb=True)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_missing_wandb_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ImportError, match=r"pip install 'sacfast\[wandb\]'"):
+        MetricsLogger(tmp_path, wandb=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wandb_itself_writes_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed: pip install 'sacfast[wandb]'")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = MetricsLogger(tmp_path, wandb=True)
+    logger.write_config({"train": {"seed": 2}, "sac": {}})
+    logger.log({"step": 10, "critic_loss": 0.5})
+    logger.write_summary(summary(status="completed"))
+    logger.close()
+    (record,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    # Its own process may write the last of it after `finish` has returned.
+    deadline = time.monotonic() + 60
+    while b"completed" not in record.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert all(written in record.read_bytes() for written in (b"critic_loss", b"train", b"completed"))
 
 
 def test_versions_name_what_a_result_depends_on() -> None:

@@ -92,6 +92,17 @@ class EvaluateOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class PlotOptions:
+    """Draw one picture a task: returns, losses, Q-values, entropy, temperature and throughput of its runs. Runs whose
+    settings differ by the seed alone are drawn as one curve: interquartile mean and its 95 % bootstrap interval."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories."""
+    output: Path = Path("plots")
+    """A file that ends in .png, or a directory for ENV_ID.png."""
+
+
+@dataclasses.dataclass(frozen=True)
 class DoctorOptions:
     """Print versions, the processor's level, the GPU and the kernels in use; check the ops."""
 
@@ -258,12 +269,16 @@ def _learn(model: SAC, total_timesteps: int | None) -> int:
     from torch import OutOfMemoryError  # of a GPU
 
     from sacfast.envs import EnvironmentFault
+    from sacfast.metrics import TrackingError
 
     train = model.train_config
     print(f"{train.env_id} on {model.device}, {train.backend} backend, run directory {train.run_dir}")
     print(_describe_checkpoints(model), flush=True)
     try:
         model.learn(total_timesteps)
+    except TrackingError as refusal:
+        print(f"sacfast train: {_one_line(refusal)}", file=sys.stderr)
+        return FAILED
     except (EnvironmentFault, FloatingPointError, OSError, MemoryError, OutOfMemoryError) as fault:
         print(f"sacfast train: {_one_line(fault)}; what was learned is in {train.run_dir}", file=sys.stderr)
         return FAILED
@@ -335,6 +350,20 @@ def _evaluate(arguments: Sequence[str]) -> int:
         f"(mean and standard deviation of {len(result.returns)} episodes), "
         f"length {result.lengths.mean():.1f}; {path}"
     )
+    return 0
+
+
+def _plot(arguments: Sequence[str]) -> int:
+    options = parse("plot", PlotOptions, arguments)
+
+    from sacfast.plotting import plot
+
+    try:
+        pictures = plot(options.runs, options.output)
+    except (TypeError, ValueError, OSError) as error:
+        raise UsageError(_one_line(error)) from error
+    for picture in pictures:
+        print(picture)
     return 0
 
 
@@ -460,6 +489,7 @@ def _benchmark(arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, Command] = {
     "train": Command("train SAC on a task", _train),
     "evaluate": Command("run episodes with a trained policy", _evaluate),
+    "plot": Command("draw learning curves and what happened meanwhile, over seeds", _plot),
     "benchmark": Command("measure ops, updates, collection or training beside other implementations", _benchmark),
     "doctor": Command("print versions, hardware and kernels in use, and check the ops", _doctor),
 }

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sacfast import cli, ops
+from sacfast import cli, metrics, ops, trainer
 from sacfast.config import BACKENDS, SACConfig, TrainConfig
 from sacfast.trainer import SAC
 
@@ -41,7 +41,7 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["--help"], ["-h"]):
         assert cli.main(arguments) == 0
         text = capsys.readouterr().out
-        assert all(name in text for name in ("train", "evaluate", "doctor"))
+        assert all(name in text for name in ("train", "evaluate", "plot", "doctor"))
 
 
 def test_train_help_has_every_field_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,7 +63,7 @@ def test_evaluate_and_doctor_have_help(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("walk", ["unknown command 'walk'", "expected one of train, evaluate, benchmark, doctor"]),
+        ("walk", ["unknown command 'walk'", "expected one of train, evaluate, plot, benchmark, doctor"]),
         ("train", ["--env-id"]),
         (
             "train --env-id Pendulum-v1 --utd-ration 1",
@@ -84,6 +84,9 @@ def test_evaluate_and_doctor_have_help(capsys: pytest.CaptureFixture[str]) -> No
         ("evaluate", ["PATH"]),
         ("evaluate nowhere", ["nowhere: expected a checkpoint"]),
         ("evaluate nowhere --episode 3", ["unknown flag --episode", "did you mean --episodes"]),
+        ("plot nowhere", ["nowhere: expected a run directory"]),
+        ("plot", ["run_dirs: expected at least one run, got none"]),
+        ("plot nowhere --out x", ["unknown flag --out", "did you mean --output"]),
         ("doctor --loud", ["unknown flag --loud"]),
     ],
 )
@@ -308,6 +311,31 @@ def test_missing_tensorboard_is_one_line(
     assert "pip install 'sacfast[tensorboard]'" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_missing_wandb_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert train(tmp_path / "run", "--wandb") == 1
+    error = capsys.readouterr().err
+    assert "pip install 'sacfast[wandb]'" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refusal_of_wandb_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_: Path) -> None:
+        raise metrics.TrackingError("wandb: expected an account")
+
+    monkeypatch.setattr(metrics, "import_wandb", object)
+    monkeypatch.setattr(trainer, "import_wandb", object)
+    monkeypatch.setattr(metrics, "_start_wandb", refuse)
+    assert train(tmp_path / "run", "--wandb") == 1
+    error = capsys.readouterr().err
+    assert error == "sacfast train: wandb: expected an account\n"
 
 
 def test_doctor_reports_and_checks(capsys: pytest.CaptureFixture[str]) -> None:

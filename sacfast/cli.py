@@ -89,6 +89,10 @@ class EvaluateOptions:
     """Whether to act by the mean action, or by samples."""
     device: str = "auto"
     """Where the policy works: "cpu", "cuda", "cuda:N", or "auto" (CUDA where there is one)."""
+    video: Path | None = None
+    """An .mp4 file to film episodes to, on Gymnasium's own environment; None: none."""
+    video_episodes: int = 1
+    """Episodes to film; they are none of those that the mean is over."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,15 +338,19 @@ def _evaluate(arguments: Sequence[str]) -> int:
 
     from sacfast import checkpoint
     from sacfast.envs import EnvironmentFault
+    from sacfast.evaluate import RenderingError
     from sacfast.trainer import SAC
 
+    filmed = None
     try:
         path = checkpoint.find(options.path)
         model = SAC.load(path, device=options.device)
+        if options.video is not None:  # first: what is missing is said before the episodes are waited for
+            filmed = model.record_video(options.video, options.video_episodes, options.deterministic, options.seed)
         result = model.evaluate(options.episodes, options.deterministic, options.seed)
     except (TypeError, ValueError, OSError) as error:
         raise UsageError(_one_line(error)) from error
-    except EnvironmentFault as fault:
+    except (EnvironmentFault, RenderingError) as fault:
         print(f"sacfast evaluate: {_one_line(fault)}", file=sys.stderr)
         return FAILED
     print(
@@ -350,6 +358,9 @@ def _evaluate(arguments: Sequence[str]) -> int:
         f"(mean and standard deviation of {len(result.returns)} episodes), "
         f"length {result.lengths.mean():.1f}; {path}"
     )
+    if filmed is not None:
+        returns = ", ".join(f"{each:.1f}" for each in filmed.returns)
+        print(f"{options.video}: {len(filmed.returns)} episode(s), {filmed.lengths.sum()} steps, return {returns}")
     return 0
 
 

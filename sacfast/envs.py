@@ -31,6 +31,7 @@ from gymnasium.vector import SyncVectorEnv
 from sacfast.types import BoolArray, FloatArray, IntArray, Transition
 
 Float64Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+ImageArray = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 Purpose = Literal["training", "evaluation"]
 
 # tanh of a float32 may round a few units in the last place beyond 1. What lies within this is clipped to 1;
@@ -398,10 +399,12 @@ class EnvPoolVectorEnv(VectorEnv):
 class GymnasiumVectorEnv(VectorEnv):
     """Registered Gymnasium environments, stepped one after the other in this thread."""
 
-    def __init__(self, env_id: str, seeds: list[int]) -> None:
-        """Make the environments and check their spaces."""
+    def __init__(self, env_id: str, seeds: list[int], render_mode: str | None = None) -> None:
+        """Make the environments and check their spaces. `render` needs the `render_mode` "rgb_array"."""
         # Its default auto-reset is EnvPool's: on the next step. `flatten` makes the copies of observations.
-        vector = SyncVectorEnv([lambda: gymnasium.make(env_id)] * len(seeds), copy=False)
+        # An environment that is not to be rendered need not know of render modes.
+        options: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+        vector = SyncVectorEnv([lambda: gymnasium.make(env_id, **options)] * len(seeds), copy=False)
         try:
             self._layout = _ObservationLayout(env_id, vector.single_observation_space)
             low, high = _action_bounds(env_id, vector.single_action_space)
@@ -418,6 +421,15 @@ class GymnasiumVectorEnv(VectorEnv):
         # For the first reset alone: a later one goes on with the environments' own generators, as EnvPool's.
         self._seeds: list[int] | None = seeds
         self._action: np.ndarray[tuple[int, ...], np.dtype[Any]] | None = None
+
+    def render(self) -> list[ImageArray]:
+        """Return a picture [height, width, 3] of each environment as it is now."""
+        return list(self._vector.render())
+
+    @property
+    def frames_per_second(self) -> float:
+        """How many steps of the task make a second; 30 where it does not say."""
+        return float(self._vector.envs[0].metadata.get("render_fps", 30))
 
     def _start(self) -> _Rows:
         observation, _ = self._vector.reset(seed=self._seeds)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+import os
+import warnings
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
+import gymnasium
 import numpy as np
 
-from sacfast.envs import environment_seeds, make_env
+from sacfast.envs import EnvSpec, GymnasiumVectorEnv, ImageArray, environment_seeds, make_env
 from sacfast.types import FloatArray, IntArray
 
 MAX_ENVS = 16
@@ -19,6 +24,10 @@ class ActingPolicy(Protocol):
     def act(self, observation: FloatArray) -> FloatArray:
         """Return actions [n, A] in [-1, 1] for observations [n, O]."""
         ...
+
+
+class RenderingError(RuntimeError):
+    """A task cannot be rendered on this machine; the message says what to install."""
 
 
 class EvaluationResult(NamedTuple):
@@ -76,3 +85,109 @@ def evaluate(
                     lengths[index].append(int(length))
                     missing -= 1
     return EvaluationResult(np.concatenate(returns), np.concatenate(lengths).astype(np.int64))
+
+
+def record_video(
+    policy: ActingPolicy, spec: EnvSpec, path: Path | str, episodes: int = 1, seed: int = 0
+) -> EvaluationResult:
+    """Run whole episodes, one after the other, on Gymnasium's own environment, and film them.
+
+    EnvPool cannot render. Gymnasium's task of the same name has the same observations, actions and limits; its
+    trajectories part from EnvPool's after some steps, as those of two computers would.
+
+    Args:
+        policy: acts on observations [1, O].
+        spec: the task that the policy was trained on.
+        path: the film, ending in .mp4; one already there is replaced once the new one is whole. It has a frame for
+            each state, that after the last step too, at the task's own speed.
+        episodes: at least 1.
+        seed: of the environment; training never uses the same.
+
+    Raises:
+        ValueError: another file ending, `episodes` below 1, or a task that Gymnasium does not have or has with other
+            observations or actions.
+        RenderingError: pygame, MuJoCo or an OpenGL library is missing.
+        ImportError: imageio or its ffmpeg is not installed.
+        EnvironmentFault: the environment yields a reward or observation that is not finite.
+    """
+    path = Path(path)
+    if path.suffix != ".mp4":
+        raise ValueError(f"video: expected a path that ends in .mp4, got {path}")
+    if episodes < 1:
+        raise ValueError(f"episodes: expected an int >= 1, got {episodes}")
+    imageio = import_imageio()
+    with _rendered_env(spec, seed) as env:
+        observation, _ = env.reset()
+        frame = _first_frame(env)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.stem}.tmp.mp4")
+        returns: list[float] = []
+        lengths: list[int] = []
+        try:
+            # Blocks of 2 pixels: what the format needs; imageio would otherwise stretch frames to blocks of 16.
+            # `closing`, for after an error imageio's own context leaves ffmpeg at work on the file.
+            with closing(imageio.get_writer(partial, fps=env.frames_per_second, macro_block_size=2)) as writer:
+                writer.append_data(frame)
+                while len(returns) < episodes:
+                    result = env.step(policy.act(observation))
+                    observation = result.observation
+                    writer.append_data(env.render()[0])
+                    returns += result.episodes.return_.tolist()
+                    lengths += result.episodes.length.tolist()
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    return EvaluationResult(np.array(returns), np.array(lengths, np.int64))
+
+
+def import_imageio() -> Any:
+    """Return imageio with its ffmpeg, or raise ImportError that says how to install them."""
+    try:
+        import imageio.v2
+        import imageio_ffmpeg  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "video: expected the packages imageio and imageio-ffmpeg, which are not installed; "
+            "pip install 'sacfast[video]'"
+        ) from error
+    return imageio.v2
+
+
+def _rendered_env(spec: EnvSpec, seed: int) -> GymnasiumVectorEnv:
+    """Make the one environment that is filmed, and check that it is the task of `spec`."""
+    if spec.env_id.rpartition(":")[2] not in gymnasium.registry:
+        raise ValueError(f"video: expected a task that Gymnasium has, for EnvPool cannot render; got {spec.env_id!r}")
+    if "DISPLAY" not in os.environ:  # which MuJoCo's default, and pygame's, need
+        os.environ.setdefault("MUJOCO_GL", "egl")
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    seeds = environment_seeds(seed, 1, "evaluation")
+    try:
+        env = GymnasiumVectorEnv(spec.env_id, seeds, render_mode="rgb_array")
+    except ValueError:
+        raise
+    except Exception as error:  # MuJoCo is not installed, or finds no OpenGL library: errors of many types
+        raise _rendering_error(spec.env_id, error) from error
+    for name in ("observation_dim", "action_dim", "action_low", "action_high"):
+        expected, found = getattr(spec, name), getattr(env.spec, name)
+        if not np.array_equal(expected, found):
+            env.close()
+            raise ValueError(f"video: expected Gymnasium's {spec.env_id} to have {name} {expected}, got {found}")
+    return env
+
+
+def _first_frame(env: GymnasiumVectorEnv) -> ImageArray:
+    """Render for the first time, which is when libraries are found missing."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a display that is not there: the error says it
+            return env.render()[0]
+    except Exception as error:  # pygame's, MuJoCo's and OpenGL's have nothing in common
+        raise _rendering_error(env.spec.env_id, error) from error
+
+
+def _rendering_error(env_id: str, error: Exception) -> RenderingError:
+    return RenderingError(
+        f"video: {env_id} cannot be rendered here ({type(error).__name__}: {error}); classic-control tasks need pygame "
+        "(pip install 'sacfast[video]'), MuJoCo tasks need pip install 'gymnasium[mujoco]' and an OpenGL library, "
+        "libegl1 (MUJOCO_GL=egl) or libosmesa6 (MUJOCO_GL=osmesa)"
+    )

@@ -37,7 +37,7 @@ from sacfast import checkpoint
 from sacfast.callbacks import Callback, overriding
 from sacfast.config import SACConfig, TrainConfig
 from sacfast.envs import EnvironmentFault, EnvSpec, EpisodeStatistics, VectorEnv, environment_seeds, make_env
-from sacfast.evaluate import EvaluationResult, evaluate
+from sacfast.evaluate import EvaluationResult, evaluate, record_video
 from sacfast.learner import make_learner
 from sacfast.metrics import (
     CHECKPOINTS,
@@ -237,6 +237,18 @@ class SAC:
         seed = self.train_config.seed if seed is None else seed
         with _torch_threads(ACTING_THREADS):
             return evaluate(policy, self.train_config.env_id, episodes, seed)
+
+    def record_video(
+        self, path: Path | str, episodes: int = 1, deterministic: bool = True, seed: int | None = None
+    ) -> EvaluationResult:
+        """Film whole episodes on Gymnasium's own environment of the task, for EnvPool cannot render.
+
+        Args and errors are those of `evaluate` and of `sacfast.evaluate.record_video`.
+        """
+        policy = self._mean_policy if deterministic else self.policy
+        seed = self.train_config.seed if seed is None else seed
+        with _torch_threads(ACTING_THREADS):
+            return record_video(policy, self.spec, path, episodes, seed)
 
     def save(self, path: Path | str) -> Path:
         """Write a checkpoint directory: safetensors and JSON. A checkpoint already there is replaced.

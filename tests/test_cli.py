@@ -223,6 +223,39 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str],
         assert "length 200.0" in line
 
 
+def test_evaluate_films_the_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    pytest.importorskip("pygame")
+    assert train(tmp_path / "run", "--total-timesteps", "20") == 0
+    capsys.readouterr()
+    film = tmp_path / "film.mp4"
+    arguments = ["evaluate", str(tmp_path / "run"), "--episodes", "2", "--video", str(film)]
+    assert cli.main(arguments) == 0
+    evaluated, filmed = capsys.readouterr().out.splitlines()
+    assert "2 episodes" in evaluated
+    assert filmed.startswith(f"{film}: 1 episode(s), 200 steps, return -")
+    frames, _ = imageio_ffmpeg.count_frames_and_secs(film)
+    assert frames == 201
+
+    assert cli.main([*arguments[:-1], str(tmp_path / "film.avi")]) == 2
+    assert "video: expected a path that ends in .mp4" in capsys.readouterr().err
+
+
+def test_a_task_that_cannot_be_rendered_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    assert train(tmp_path / "run", "--total-timesteps", "20") == 0
+    capsys.readouterr()
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--video", str(tmp_path / "film.mp4")]) == 1
+    error = capsys.readouterr().err
+    assert "Pendulum-v1 cannot be rendered here" in error
+    assert "pip install 'sacfast[video]'" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "film.mp4").exists()
+
+
 def test_a_run_is_not_overwritten_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tmp_path / "run", "--total-timesteps", "20") == 0
     capsys.readouterr()

@@ -1,4 +1,7 @@
+import dataclasses
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium
@@ -6,8 +9,8 @@ import numpy as np
 import pytest
 
 from sacfast import evaluate as evaluate_module
-from sacfast.envs import EnvironmentFault, environment_seeds
-from sacfast.evaluate import MAX_ENVS, evaluate
+from sacfast.envs import EnvironmentFault, EnvSpec, environment_seeds, make_env
+from sacfast.evaluate import MAX_ENVS, RenderingError, evaluate, record_video
 
 
 class Zero:
@@ -108,3 +111,115 @@ def test_a_number_that_is_not_finite_is_an_error() -> None:
     Uneven.fail = True
     with pytest.raises(EnvironmentFault, match="reward"):
         evaluate(Zero(), "sacfast_test/Uneven-v0", 2)
+
+
+class Filmed(gymnasium.Env):
+    """Episodes of 3, 4, 5, ... steps. Its picture is as bright as 40 times the step, its bounds are not +-1."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(np.float32([-3.0]), np.float32([5.0]))
+    actions: ClassVar[list[float]] = []
+    fail: ClassVar[str] = ""
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+        self.length = 2
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.count = 0
+        self.length += 1
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        Filmed.actions.append(float(action[0]))
+        self.count += 1
+        reward = np.nan if Filmed.fail == "reward" else 1.0
+        return np.full(1, self.count, np.float32), reward, self.count == self.length, False, {}
+
+    def render(self) -> np.ndarray:
+        if Filmed.fail == "render":
+            raise OSError("libGL is\nnot here")
+        return np.full((50, 70, 3), 40 * self.count, np.uint8)
+
+
+gymnasium.register("sacfast_test/Filmed-v0", entry_point=Filmed, disable_env_checker=True)
+
+
+class Half:
+    """Always three quarters of the way from the lower bound to the upper."""
+
+    def act(self, observation: np.ndarray) -> np.ndarray:
+        return np.full((len(observation), 1), 0.5, np.float32)
+
+
+@pytest.fixture
+def filmed() -> EnvSpec:
+    Filmed.actions, Filmed.fail = [], ""
+    with make_env("sacfast_test/Filmed-v0", 1, 0) as env:
+        return env.spec
+
+
+def read_film(path: Path) -> tuple[list[np.ndarray], float]:
+    imageio = pytest.importorskip("imageio.v2")
+    with imageio.get_reader(path) as reader:
+        return [frame for frame in reader], reader.get_meta_data()["fps"]  # noqa: C416 # its length is infinite
+
+
+def test_a_film_has_every_state_of_whole_episodes(filmed: EnvSpec, tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    result = record_video(Half(), filmed, tmp_path / "new" / "film.mp4", episodes=3)
+    frames, fps = read_film(tmp_path / "new" / "film.mp4")
+    assert result.lengths.tolist() == [3, 4, 5]
+    assert result.returns.tolist() == [3.0, 4.0, 5.0]
+    assert fps == 20
+    assert frames[0].shape == (50, 70, 3)
+    # The first state, that after each step, the last too. The format loses some levels of brightness.
+    steps = [*range(4), *range(5), *range(6)]
+    np.testing.assert_allclose([frame.mean() for frame in frames], [40 * step for step in steps], atol=6)
+    # 0.5 lies at three quarters of [-3, 5]; no action reaches the environment where it resets itself.
+    assert Filmed.actions == [3.0] * 12
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["film.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "episodes", "message"),
+    [
+        ({}, "film.gif", 1, r"video: expected a path that ends in \.mp4, got .*film\.gif"),
+        ({}, "film.mp4", 0, "episodes: expected an int >= 1, got 0"),
+        ({"env_id": "CheetahRun-v1"}, "film.mp4", 1, "video: expected a task that Gymnasium has.*'CheetahRun-v1'"),
+        ({"observation_dim": 2}, "film.mp4", 1, "to have observation_dim 2, got 1"),
+        ({"action_high": np.ones(1)}, "film.mp4", 1, r"to have action_high \[1.\], got \[5.\]"),
+    ],
+)
+def test_what_cannot_be_filmed_is_refused(
+    changes: dict[str, Any], path: str, episodes: int, message: str, filmed: EnvSpec, tmp_path: Path
+) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    with pytest.raises(ValueError, match=message):
+        record_video(Half(), dataclasses.replace(filmed, **changes), tmp_path / path, episodes)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("fail", "error", "message"),
+    [
+        ("reward", EnvironmentFault, "reward = nan"),
+        ("render", RenderingError, r"cannot be rendered here \(OSError: libGL.*pygame.*gymnasium\[mujoco\].*MUJOCO_GL"),
+    ],
+)
+def test_a_film_that_fails_leaves_the_one_before(
+    fail: str, error: type[Exception], message: str, filmed: EnvSpec, tmp_path: Path
+) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    (tmp_path / "film.mp4").write_text("kept")
+    Filmed.fail = fail
+    with pytest.raises(error, match=f"(?s){message}"):
+        record_video(Half(), filmed, tmp_path / "film.mp4")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_missing_imageio_says_how_to_get_it(filmed: EnvSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(ImportError, match=r"pip install 'sacfast\[video\]'"):
+        record_video(Half(), filmed, tmp_path / "film.mp4")

@@ -88,7 +88,7 @@ class Run(NamedTuple):
     path: Path
     train: dict[str, Any]  # TrainConfig.to_dict()
     sac: dict[str, Any]  # SACConfig.to_dict()
-    rows: list[dict[str, float | None]]  # the lines of metrics; their "step" rises
+    rows: list[dict[str, float | None]]  # the lines of metrics; their "step" never falls
 
 
 class MetricsLogger:
@@ -282,9 +282,9 @@ def _read_rows(path: Path) -> list[dict[str, float | None]]:
         if not (isinstance(row, dict) and all(isinstance(value, int | float | None) for value in row.values())):
             start = line[:40].decode(errors="replace")
             raise RunError(f"{path}: line {number}: expected a JSON object of numbers, got {start!r}")
-        if row.get("step") is None or (rows and row["step"] <= rows[-1]["step"]):
-            above = f" above {rows[-1]['step']}" if rows else ""
-            raise RunError(f"{path}: line {number}: expected a 'step'{above}, got {row.get('step')}")
+        if row.get("step") is None or (rows and row["step"] < rows[-1]["step"]):
+            least = f" of at least {rows[-1]['step']}" if rows else ""
+            raise RunError(f"{path}: line {number}: expected a 'step'{least}, got {row.get('step')}")
         rows.append(row)
     return rows
 

@@ -230,7 +230,7 @@ def change_config(**changes: Any) -> Any:
         (overwrite("metrics.jsonl", '{"step": 1, "alpha": "low"}\n'), "metrics.jsonl: line 1: expected a JSON object"),
         (
             overwrite("metrics.jsonl", '{"step": 2}\n{"step": 1}\n'),
-            "metrics.jsonl: line 2: expected a 'step' above 2, got 1",
+            "metrics.jsonl: line 2: expected a 'step' of at least 2, got 1",
         ),
         (overwrite("metrics.jsonl", '{"alpha": 2}\n'), "metrics.jsonl: line 1: expected a 'step', got None"),
     ],

@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 import math
 import subprocess
@@ -64,6 +65,38 @@ def test_the_table_has_the_same_lines_whichever_names_come_when(tmp_path: Path) 
         assert (tmp_path / "metrics.csv").read_text().splitlines()[0] == ",".join(columns)
     logger.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.csv", "metrics.jsonl"]
+
+
+def test_a_resumed_run_has_its_lines_in_the_table_and_no_lost_ones(tmp_path: Path) -> None:
+    logger = MetricsLogger(tmp_path)
+    for step in (1, 2, 3):
+        logger.log({"step": step, "loss": 0.5})
+    logger.close()
+    logger = MetricsLogger(tmp_path, resume_step=2)
+    logger.log({"step": 3, "loss": 0.25})
+    logger.close()
+    assert [(line["step"], line["loss"]) for line in table(tmp_path)] == [("1", "0.5"), ("2", "0.5"), ("3", "0.25")]
+
+
+def test_a_line_that_the_table_could_not_take_is_there_after_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = MetricsLogger(tmp_path)
+    logger.log({"step": 1})
+    append = metrics._append
+
+    def fail_for_the_table(file: io.FileIO, line: bytes) -> None:
+        if str(file.name).endswith("metrics.csv"):
+            raise OSError("disk full")
+        append(file, line)
+
+    monkeypatch.setattr(metrics, "_append", fail_for_the_table)
+    with pytest.raises(OSError, match="disk full"):
+        logger.log({"step": 2})
+    monkeypatch.undo()
+    logger.log({"step": 3})
+    logger.close()
+    assert [line["step"] for line in table(tmp_path)] == ["1", "2", "3"]
 
 
 LOG_WITHOUT_END = """

@@ -131,6 +131,7 @@ class VectorEnv(ABC):
         self._scale = (spec.action_high - spec.action_low) / 2
         self._offset = (spec.action_high + spec.action_low) / 2
         self._centred = not self._offset.any()
+        self._unit = self._centred and bool((self._scale == 1.0).all())
         # By environment. In synchronous mode the first two are replaced at each step, never written to.
         self._last_observation: FloatArray = np.zeros((num_envs, spec.observation_dim), np.float32)
         self._last_action: FloatArray = np.zeros((num_envs, spec.action_dim), np.float32)
@@ -251,6 +252,8 @@ class VectorEnv(ABC):
 
     def _rescale(self, action: FloatArray) -> Float64Array:
         """Return `action` in the task's own units, as a fresh array: worker threads read it after `send`."""
+        if self._unit:
+            return action.astype(np.float64)
         native = action * self._scale
         if not self._centred:
             native += self._offset
@@ -267,7 +270,7 @@ class VectorEnv(ABC):
         expected = (self.batch_size, self.spec.action_dim)
         if action.shape != expected:
             raise ValueError(f"action: expected shape {expected}, got {action.shape}")
-        if np.abs(action).max() <= 1.0:
+        if np.maximum.reduce(np.abs(action), axis=None) <= 1.0:
             return action.copy()
         wrong = ~(np.abs(action) <= ACTION_LIMIT)  # NaN compares false
         if wrong.any():
@@ -279,7 +282,9 @@ class VectorEnv(ABC):
         return action.clip(-1.0, 1.0)
 
     def _check_finite(self, rows: _Rows) -> None:
-        if np.isfinite(rows.observation).all() and np.isfinite(rows.reward).all():
+        # The ufunc's own `reduce`: `all`, `any` and `max` pass through Python, and these lines run at every step.
+        observation_is_finite = np.logical_and.reduce(np.isfinite(rows.observation), axis=None)
+        if observation_is_finite and np.logical_and.reduce(np.isfinite(rows.reward)):
             return
         fields = np.column_stack((rows.reward, rows.observation))
         row, column = np.argwhere(~np.isfinite(fields))[0]
@@ -290,13 +295,16 @@ class VectorEnv(ABC):
 
     def _account(self, rows: _Rows) -> tuple[Transition, EpisodeStatistics]:
         """Pair the rows with what came before them, drop reset rows, and follow the episodes."""
-        env_id, truncated = rows.env_id, rows.truncated
         observation, action = self._exchange(rows)
         transition = Transition(observation, action, rows.reward, rows.observation, rows.terminated)
-        starting = self._starting[env_id]
-        if starting.any():
-            self._starting[env_id] = False
+        truncated = rows.truncated
+        # Which environments: by a slice where these are all, for that makes views and no copies.
+        where: slice | IntArray = slice(None) if self._synchronous else rows.env_id
+        starting = self._starting[where]
+        if np.logical_or.reduce(starting):
             valid = ~starting
+            self._starting[where] = False
+            where, truncated = rows.env_id[valid], truncated[valid]
             transition = Transition(
                 transition.observation[valid],
                 transition.action[valid],
@@ -304,13 +312,12 @@ class VectorEnv(ABC):
                 transition.next_observation[valid],
                 transition.terminated[valid],
             )
-            env_id, truncated = env_id[valid], truncated[valid]
-        self._return[env_id] += transition.reward
-        self._length[env_id] += 1
+        self._return[where] += transition.reward
+        self._length[where] += 1
         ended = transition.terminated | truncated
-        if not ended.any():
+        if not np.logical_or.reduce(ended):
             return transition, _NO_EPISODES
-        env_id = env_id[ended]
+        env_id = (rows.env_id if isinstance(where, slice) else where)[ended]
         episodes = EpisodeStatistics(env_id, self._return[env_id], self._length[env_id])
         self._starting[env_id] = True
         self._return[env_id] = 0.0
@@ -367,13 +374,14 @@ class EnvPoolVectorEnv(VectorEnv):
         spec = EnvSpec(env_id, "envpool", dimension, len(low), low, high, limit)
         super().__init__(spec, len(seeds), batch_size)
         self._every_env_id = np.arange(len(seeds))
+        self._every_native_id = np.arange(len(seeds), dtype=np.int32)
 
     def _start(self) -> _Rows:
         self._pool.async_reset()
         return self._collect()
 
     def _submit(self, native: Float64Array) -> None:
-        env_id = self._acting.astype(np.int32)
+        env_id = self._every_native_id if self._synchronous else self._acting.astype(np.int32)
         # With all three keys given, EnvPool need not infer the second: half the cost of a bare array.
         self._pool.send({
             "env_id": env_id,
@@ -385,7 +393,7 @@ class EnvPoolVectorEnv(VectorEnv):
         observation, reward, terminated, truncated, info = self._pool.recv()
         return _Rows(
             self._layout.flatten(observation, self.batch_size),
-            reward.astype(np.float32),
+            reward.astype(np.float32, copy=False),
             terminated,
             truncated,
             self._every_env_id if self._synchronous else info["env_id"].astype(np.int64),

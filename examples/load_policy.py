@@ -1,6 +1,6 @@
 """Act by a trained policy without the trainer, without sacfast and without torch.
 
-A checkpoint is a folder of safetensors and JSON, so NumPy is enough: `load_policy` is five lines, `act` as many.
+A checkpoint is a folder of safetensors and JSON, so NumPy is enough: `load_policy` is a few lines, `act` as many.
 
     python examples/load_policy.py runs/cheetah/checkpoints/step_000000100000
 
@@ -27,6 +27,8 @@ def load_policy(checkpoint: Path) -> Callable[[FloatArray], FloatArray]:
     """Return what `act` is with the parameters and bounds of a checkpoint."""
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     low, high = (np.float32(manifest["env"][end]) for end in ("action_low", "action_high"))
+    if manifest["sac"]["activation"] != "relu":
+        raise ValueError(f"{checkpoint}: expected hidden layers with ReLU, got {manifest['sac']['activation']!r}")
     tensors = load_file(checkpoint / "learner.safetensors")
     names = [f"actor.layers.{index}" for index in range(len(manifest["sac"]["hidden_sizes"]) + 1)]
     return partial(act, [(tensors[f"{name}.weight"].T, tensors[f"{name}.bias"]) for name in names], low, high)

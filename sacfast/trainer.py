@@ -447,6 +447,7 @@ class SAC:
                     except OSError as error:
                         _LOG.warning("no checkpoint at %d transitions, training goes on: %s", self.timesteps, error)
         self._store(latest)
+        self.learner.wait()  # on a GPU an update that failed may not be known yet
 
     def _store(self, transition: Transition | None) -> None:
         if transition is not None:
@@ -482,6 +483,7 @@ class SAC:
         path = run.logger.checkpoint_path(self.timesteps)
         if path is None or self._saved_step == self.timesteps:
             return
+        self.learner.wait()  # nothing is saved behind an update that failed
         self._close_env()
         self._progress.wall_seconds = run.seconds()
         groups: dict[str, Mapping[str, torch.Tensor]] = {"policy": self.policy.state_dict()}

@@ -45,6 +45,7 @@ SAC_REFUSALS = [
     ("deterministic_policy", None, TypeError, "True or False, got None"),
     ("exploration_noise", -0.1, ValueError, "a float in [0, inf), got -0.1"),
     ("log_std_bounding", "clip", ValueError, "one of 'none', 'clamp', 'tanh', got 'clip'"),
+    ("matmul_precision", "float16", ValueError, "one of 'float32', 'tf32', 'bfloat16', got 'float16'"),
     ("log_std_bounds", (2.0, -20.0), ValueError, "(low, high) with low < high, got (2.0, -20.0)"),
     ("log_std_bounds", (-math.inf, 2.0), ValueError, "two floats in (-inf, inf)"),
     ("log_std_bounds", 2.0, TypeError, "two floats in (-inf, inf), got 2.0"),

@@ -36,6 +36,15 @@ class Carver {
 template <class T>
 using Hidden = std::vector<T*>;
 
+// What the actor makes of a minibatch's observations.
+template <class T>
+struct Draw {
+  Hidden<T> hidden;
+  T* head;               // [B, 2 A]
+  T *noise, *log_probs;  // [B, A]
+  T* log_prob;           // [B]
+};
+
 template <class T>
 struct GpuNetwork {
   std::vector<DenseLayer> layers;
@@ -57,16 +66,13 @@ struct GpuState {
   GpuNetwork<T> networks[kNetworks];
 
   GpuScalars<T>* scalars = nullptr;
-  T *stored, *next, *current;     // [B, O + A]: (x, a), (x', a'), (x, a~)
-  T *reward, *terminated;         // [B]
-  T *next_log_prob, *log_prob;    // [B]
-  T *next_log_probs, *log_probs;  // [B, A]
-  T *next_noise, *noise;          // [B, A]
-  T *next_q1, *next_q2;           // [B]
-  T *target, *soft_value;         // [B]: y and v
-  T* action_gradient;             // [B, A]
-  T* next_head;                   // [B, 2 A]
-  Hidden<T> next_hidden, target_hidden[2];
+  T *stored, *next, *current;  // [B, O + A]: (x, a), (x', a'), (x, a~)
+  T *reward, *terminated;      // [B]
+  T *next_q1, *next_q2;        // [B]
+  T *target, *soft_value;      // [B]: y and v
+  T* action_gradient;          // [B, A]
+  Draw<T> next_draw, draw;     // of x', and of x
+  Hidden<T> target_hidden[2];
 
   // `memory` of one learner; null: only `bytes` counts.
   GpuState(const UpdateSettings& wanted, char* memory)
@@ -111,6 +117,13 @@ struct GpuState {
   void lay_out(Carver& carver) {
     const std::int64_t pair = observations + actions;
     scalars = carver.take<GpuScalars<T>>(1);
+    for (Draw<T>* each : {&next_draw, &draw}) {
+      each->hidden = hidden_of(carver);
+      each->head = carver.take<T>(batch * 2 * actions);
+      each->noise = carver.take<T>(batch * actions);
+      each->log_probs = carver.take<T>(batch * actions);
+      each->log_prob = carver.take<T>(batch);
+    }
     for (int index = 0; index < kNetworks; ++index) {
       GpuNetwork<T>& each = networks[index];
       if (!each.exists()) continue;
@@ -120,20 +133,16 @@ struct GpuState {
         if (static_cast<Part>(part) == Part::kTarget && !has_target(static_cast<Network>(index))) continue;
         for (T*& buffer : each.parts[part]) buffer = carver.take<T>(each.parameters);
       }
-      each.hidden = hidden_of(carver);
+      each.hidden = is_actor ? draw.hidden : hidden_of(carver);
       each.deltas = hidden_of(carver);
-      each.out = carver.take<T>(batch * (is_actor ? 2 * actions : 1));
+      each.out = is_actor ? draw.head : carver.take<T>(batch);
       each.out_gradient = carver.take<T>(batch * (is_actor ? 2 * actions : 1));
     }
     for (T** pairs : {&stored, &next, &current}) *pairs = carver.take<T>(batch * pair);
-    for (T** rows : {&reward, &terminated, &next_log_prob, &log_prob, &next_q1, &next_q2, &target, &soft_value}) {
+    for (T** rows : {&reward, &terminated, &next_q1, &next_q2, &target, &soft_value}) {
       *rows = carver.take<T>(batch);
     }
-    for (T** matrix : {&next_log_probs, &log_probs, &next_noise, &noise, &action_gradient}) {
-      *matrix = carver.take<T>(batch * actions);
-    }
-    next_head = carver.take<T>(batch * 2 * actions);
-    next_hidden = hidden_of(carver);
+    action_gradient = carver.take<T>(batch * actions);
     for (Hidden<T>& each : target_hidden) each = hidden_of(carver);
   }
 

@@ -52,19 +52,7 @@ class GpuWorker {
     machine_.after(Lane::kActor, Lane::kMain);
   }
 
-  void next_action() {
-    const GpuNetwork<T>& actor = s_.network(Network::kActor);
-    forward(Lane::kMain, {{&actor, now(Network::kActor), s_.next, pair(), &s_.next_hidden}});
-    Act<T> body = act(s_.next_hidden, s_.next);
-    body.head = s_.next_head;
-    body.noise = s_.next_noise;
-    body.of_next = true;
-    body.pairs = s_.next;
-    body.log_probs = s_.next_log_probs;
-    body.log_prob = s_.next_log_prob;
-    launch(Lane::kMain, body, row_blocks(s_.batch));
-  }
-
+  void next_action() { act(Lane::kMain, s_.next_draw, s_.next, true); }
   void target_critics() { target({Network::kQ1, Network::kQ2}); }
   void target_value() { target({Network::kValue}); }
   void bellman_target() {}  // done by the targets' heads
@@ -84,16 +72,7 @@ class GpuWorker {
   // ---- 3 to 5 ---------------------------------------------------------------------------------------------------
 
   void action() {
-    const GpuNetwork<T>& actor = s_.network(Network::kActor);
-    forward(Lane::kActor, {{&actor, now(Network::kActor), s_.current, pair(), &actor.hidden}});
-    Act<T> body = act(actor.hidden, s_.current);
-    body.head = actor.out;
-    body.noise = s_.noise;
-    body.of_next = false;
-    body.pairs = s_.current;
-    body.log_probs = s_.log_probs;
-    body.log_prob = s_.log_prob;
-    launch(Lane::kActor, body, row_blocks(s_.batch));
+    act(Lane::kActor, s_.draw, s_.current, false);
     machine_.after(Lane::kMain, Lane::kActor);
   }
 
@@ -117,8 +96,8 @@ class GpuWorker {
     const GpuNetwork<T>& actor = s_.network(Network::kActor);
     ActBackward<T> body{};
     begin_rows(body);
-    body.head = actor.out;
-    body.noise = s_.noise;
+    body.head = s_.draw.head;
+    body.noise = s_.draw.noise;
     for (const int which : {0, 1}) {
       const GpuNetwork<T>& critic = s_.network(kCritics[which]);
       const T* weight = part(kCritics[which], Part::kParameters, now_ ^ 1);  // of the first layer
@@ -151,7 +130,7 @@ class GpuWorker {
     body.q2 = s_.next_q2;
     body.target = s_.target;
     body.soft_value = s_.soft_value;
-    body.log_prob = s_.log_prob;
+    body.log_prob = s_.draw.log_prob;
     body.value = settings_.value_network ? s_.network(Network::kValue).out : nullptr;
     body.learn_alpha = settings_.learn_alpha;
     body.deterministic_policy = settings_.deterministic_policy;
@@ -220,18 +199,26 @@ class GpuWorker {
 
   // ---- Heads ----------------------------------------------------------------------------------------------------
 
-  Act<T> act(const Hidden<T>& hidden, const T* input) {
+  // The actor on the observations in `pairs` [B, O + A], and its actions into them.
+  void act(Lane lane, const Draw<T>& draw, T* pairs, bool of_next) {
     const GpuNetwork<T>& actor = s_.network(Network::kActor);
+    forward(lane, {{&actor, now(Network::kActor), pairs, pair(), &draw.hidden}});
     const DenseLayer& layer = actor.layers.back();
     Act<T> body{};
     begin_rows(body);
     body.depth = layer.inputs;
-    body.input = hidden.empty() ? input : hidden.back();
-    body.input_stride = hidden.empty() ? pair() : layer.inputs;
+    body.input = draw.hidden.empty() ? pairs : draw.hidden.back();
+    body.input_stride = draw.hidden.empty() ? pair() : layer.inputs;
     body.weight = now(Network::kActor) + layer.weight;
     body.bias = now(Network::kActor) + layer.bias;
     body.value_network = settings_.value_network;
-    return body;
+    body.of_next = of_next;
+    body.pairs = pairs;
+    body.head = draw.head;
+    body.noise = draw.noise;
+    body.log_probs = draw.log_probs;
+    body.log_prob = draw.log_prob;
+    launch(lane, body, row_blocks(s_.batch));
   }
 
   ScalarHeads<T> scalar_heads(HeadUse use) {
@@ -243,8 +230,8 @@ class GpuWorker {
     body.value_network = settings_.value_network;
     body.reward = s_.reward;
     body.terminated = s_.terminated;
-    body.next_log_prob = s_.next_log_prob;
-    body.log_prob = s_.log_prob;
+    body.next_log_prob = s_.next_draw.log_prob;
+    body.log_prob = s_.draw.log_prob;
     body.target = s_.target;
     body.soft_value = s_.soft_value;
     return body;

@@ -168,6 +168,7 @@ class GpuEngine:
             self._memory = torch.zeros(engine_type.bytes(settings, 1), dtype=torch.uint8, device=device)
             self._engine = engine_type(settings, 1, self._memory.data_ptr(), self._stream())
             self._last_call = torch.cuda.Event()
+            self._last_call.record()
         self._made: int | None = 0  # updates, when the GPU was last waited for; None: to be asked
         self._queued = 0  # updates since then
         self._fault = ""  # found, and not raised yet
@@ -192,6 +193,7 @@ class GpuEngine:
             self._wait()
         self.check()
         self._known()
+        torch.cuda.current_stream(self._device).wait_event(self._last_call)  # the call before may lie on another one
         metrics = torch.empty(len(METRICS), dtype=torch.float64, device=self._device)
         with torch.cuda.device(self._device):
             self._engine.enqueue(

@@ -30,8 +30,9 @@ RESAMPLES = 2_000
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """One a group; those of Okabe and Ito, which the colour-blind can tell apart."""
 
-_TRAIN_SETTINGS = ("env_id", "num_envs", "env_batch_size", "backend")
-"""The fields of `TrainConfig` that a group has in common: the others are the seed, and how a run is carried out."""
+_TRAIN_SETTINGS = ("env_id", "num_envs", "env_batch_size", "backend", "checkpoint_every")
+"""The fields of `TrainConfig` that a group has in common: the others are the seed, and how a run is carried out.
+Checkpoints cut episodes."""
 
 
 class Group(NamedTuple):

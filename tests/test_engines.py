@@ -80,6 +80,9 @@ class Stream:
     def synchronize(self) -> None:
         pass
 
+    def wait_event(self, event: "Event") -> None:
+        assert isinstance(event, Event)
+
 
 class Event:
     done = False

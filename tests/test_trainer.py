@@ -287,10 +287,11 @@ def test_ctrl_c_ends_the_run_with_its_files_whole(track: type[Track], tmp_path: 
 def test_a_second_ctrl_c_does_not_wait(track: type[Track], tmp_path: Path) -> None:
     model = small("sacfast_test/Track-v0", run_dir=tmp_path)
     track.events = {130: "^C^C"}
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         model.learn(10_000)
     assert not (tmp_path / "summary.json").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 @pytest.mark.parametrize("torch_threads", [1, 2])

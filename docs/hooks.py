@@ -21,9 +21,14 @@ from sacfast.benchmark import report  # noqa: E402
 
 TABLES = {
     "ops": lambda rows: report.ops_table(rows),
-    "update": lambda rows: "\n\n".join(map(report.update_table, rows)),
+    "update": lambda rows: "\n\n".join(map(update_table, rows)),
     "collect": lambda rows: "\n\n".join(map(report.collect_table, rows)),
 }
+
+
+def update_table(row: dict[str, Any]) -> str:
+    """Return a row of `sacfast benchmark update`: of contenders, or of phases."""
+    return report.profile_table(row) if "phases" in row else report.update_table(row)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -64,10 +69,13 @@ def origin(result: dict[str, Any]) -> str:
 def learning() -> str:
     """Return the table of what was learned, by experiment: the fused update and the reference."""
     lines = ["| experiment | transitions | fused update | reference |", "|---|---|---|---|"]
-    for reference_path in sorted(RESULTS.glob("learning_reference_*.json")):
-        path = reference_path.with_name(reference_path.name.replace("_reference", ""))
-        result, reference = json.loads(path.read_text()), json.loads(reference_path.read_text())
-        cells = [f"{each['mean_return']:.0f} ({returns(each)})" for each in (result, reference)]
+    for path in sorted(RESULTS.glob("learning_*.json")):
+        if path.name.startswith("learning_reference_"):
+            continue
+        reference = path.with_name(path.name.replace("learning_", "learning_reference_"))
+        result, *others = (json.loads(each.read_text()) for each in (path, reference) if each.exists())
+        cells = [f"{each['mean_return']:.0f} ({returns(each)})" for each in (result, *others)]
+        cells += ["not run"] * (2 - len(cells))
         lines.append(f"| `{result['experiment']}` | {result['total_timesteps']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

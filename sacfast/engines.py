@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sacfast import _ext
+from sacfast.learner import Turn
 
 try:
     from sacfast import _C
@@ -101,7 +102,6 @@ class CpuEngine:
         engine_type = _C.Engine32 if dtype == torch.float32 else _C.Engine64
         self._engine = engine_type(settings)
         self._settings = settings
-        self._dtype = dtype
         self._limit = min(usable_cores(), settings.batch_size)
 
     @property
@@ -169,6 +169,7 @@ class GpuEngine:
             self._engine = engine_type(settings, 1, self._memory.data_ptr(), self._stream())
             self._last_call = torch.cuda.Event()
             self._last_call.record()
+        self._turn = Turn()
         self._made: int | None = 0  # updates, when the GPU was last waited for; None: to be asked
         self._queued = 0  # updates since then
         self._fault = ""  # found, and not raised yet
@@ -188,14 +189,17 @@ class GpuEngine:
     def run(
         self, rows: Tensor, index: Tensor, next_noise: Tensor | None, noise: Tensor | None, actor: Tensor
     ) -> Tensor:
-        """See `Engine`. The result and `actor` are there in the order of the current stream."""
-        if self._queued and self._last_call.query():
-            self._wait()
-        self.check()
-        self._known()
-        torch.cuda.current_stream(self._device).wait_event(self._last_call)  # the call before may lie on another one
-        metrics = torch.empty(len(METRICS), dtype=torch.float64, device=self._device)
-        with torch.cuda.device(self._device):
+        """See `Engine`. The result and `actor` are there in the order of the current stream.
+
+        Also raises RuntimeError for use by two threads at once, or after a fork.
+        """
+        with self._turn, torch.cuda.device(self._device):
+            if self._queued and self._last_call.query():
+                self._wait()
+            self.check()
+            self._known()
+            torch.cuda.current_stream().wait_event(self._last_call)  # the call before may lie on another one
+            metrics = torch.empty(len(METRICS), dtype=torch.float64, device=self._device)
             self._engine.enqueue(
                 rows=rows.data_ptr(),
                 rows_apart=0,
@@ -208,7 +212,7 @@ class GpuEngine:
                 stream=self._stream(),
             )
             self._last_call.record()
-        self._queued += len(index)
+            self._queued += len(index)
         return metrics
 
     def check(self) -> None:

@@ -55,7 +55,9 @@ class FusedLearner:
     """A `Learner` whose update runs natively: no Python, autograd or allocation between its steps.
 
     On the CPU it uses as many threads as torch is set to, but no more than this process may use cores; the results do
-    not depend on their number. It belongs to the process that made it, and to one thread at a time.
+    not depend on their number.
+
+    It belongs to the process that made it, and to one thread at a time.
 
     On a GPU `update` queues its work and returns. A failed update is reported by a later call, or by `wait`; the
     updates queued behind it have then not been made.

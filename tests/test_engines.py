@@ -1,6 +1,7 @@
 """How the GPU's engine is driven, with a native engine that works on the host's memory in its place."""
 
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -187,3 +188,12 @@ def test_a_loaded_state_counts(queued: FusedLearner) -> None:
 def test_phases_are_timed_on_the_cpu_only(queued: FusedLearner) -> None:
     with pytest.raises(RuntimeError, match="profile: phases are timed on the CPU"):
         queued.profile(random_replay(), 1)
+
+
+def test_two_threads_and_forked_children_are_refused(queued: FusedLearner, monkeypatch: pytest.MonkeyPatch) -> None:
+    replay, process = random_replay(), os.getpid()
+    with queued._engine._turn, pytest.raises(RuntimeError, match="learner: in use by another thread"):
+        queued.update(replay, 1)
+    monkeypatch.setattr(os, "getpid", lambda: process + 1)
+    with pytest.raises(RuntimeError, match="learner: made before this process was forked"):
+        queued.update(replay, 1)

@@ -458,6 +458,15 @@ constexpr int kBlockRows = 8;
 
 SACFAST_HD std::int64_t row_blocks(std::int64_t batch) { return (batch + kBlockRows - 1) / kBlockRows; }
 
+// The rows of the minibatch that a block works on.
+struct BlockRows {
+  std::int64_t first, count;
+};
+SACFAST_HD BlockRows rows_of(const Block& block, std::int64_t batch) {
+  const std::int64_t first = block.index * kBlockRows, left = batch - first;
+  return {first, left < kBlockRows ? left : kBlockRows};
+}
+
 template <class T>
 struct RowShared {
   T parts[kBlockThreads];
@@ -512,21 +521,12 @@ struct PolicyRows : Body<T> {
   T* head;   // [B, 2 A]: mean, then raw log_std
   T* noise;  // [B, A]
 
-  struct Rows {
-    std::int64_t first;
-    int count;
-  };
-  SACFAST_HD Rows rows_of(const Block& block) const {
-    const std::int64_t first = block.index * kBlockRows, left = batch - first;
-    return {first, static_cast<int>(left < kBlockRows ? left : kBlockRows)};
-  }
-
-  // Calls body(row, action, where both stand in [B, A]) for the block's rows.
-  template <class Body>
-  SACFAST_HD void for_each_action(int thread, const Rows& rows, const Body& body) const {
+  // Calls visit(row, action, where both stand in [B, A]) for the block's rows.
+  template <class Visit>
+  SACFAST_HD void for_each_action(int thread, const BlockRows& rows, const Visit& visit) const {
     for (std::int64_t i = thread; i < rows.count * actions; i += kBlockThreads) {
       const std::int64_t row = rows.first + i / actions, action = i % actions;
-      body(row, action, row * actions + action);
+      visit(row, action, row * actions + action);
     }
   }
 };
@@ -549,7 +549,7 @@ struct Act : PolicyRows<T> {
     if (this->is_off(block)) return;
     const Shift here = this->shift(block);
     const GpuScalars<T>& scalars = *here(this->scalars);
-    const auto rows = this->rows_of(block);
+    const BlockRows rows = rows_of(block, this->batch);
     const std::int64_t outputs = 2 * this->actions;
     T* const head = here(this->head) + rows.first * outputs;
     const T *const in = here(input) + rows.first * input_stride, *const w = here(weight), *const b = here(bias);
@@ -606,7 +606,7 @@ struct ActBackward : PolicyRows<T> {
   SACFAST_HD void operator()(const Block& block, Shared& shared) const {
     if (this->is_off(block)) return;
     const Shift here = this->shift(block);
-    const auto rows = this->rows_of(block);
+    const BlockRows rows = rows_of(block, this->batch);
     const std::int64_t actions = this->actions, pair = this->observations + actions;
     const T* const deltas[2] = {here(critics[0].delta) + rows.first * depth,
                                 here(critics[1].delta) + rows.first * depth};
@@ -672,8 +672,8 @@ struct ScalarHeads : Body<T> {
   SACFAST_HD void operator()(const Block& block, Shared& shared) const {
     if (this->is_off(block)) return;
     const Shift here = this->shift(block);
-    const std::int64_t first = block.index * kBlockRows, left = batch - first;
-    const std::int64_t rows = left < kBlockRows ? left : kBlockRows;
+    const BlockRows mine = rows_of(block, batch);
+    const std::int64_t first = mine.first, rows = mine.count;
     sum_items<T>(
         block, shared.parts, rows * count, depth,
         [&](std::int64_t item, std::int64_t k) {

@@ -1,6 +1,6 @@
 """Act by a trained policy without the trainer, without sacfast and without torch.
 
-A checkpoint is a folder of safetensors and JSON, so NumPy is enough: `load_policy` is a few lines, `act` as many.
+A checkpoint is a folder of safetensors and JSON, so NumPy is enough: `load_policy` is five lines, `act` a few more.
 
     python examples/load_policy.py runs/cheetah/checkpoints/step_000000100000
 
@@ -20,25 +20,26 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 FloatArray = NDArray[np.float32]
+Activation = Callable[[FloatArray], FloatArray]
+ACTIVATIONS: dict[str, Activation] = {"relu": lambda x: np.maximum(x, 0), "tanh": np.tanh}
 Layers = list[tuple[FloatArray, FloatArray]]  # weight [in, out] and bias [out]
 
 
 def load_policy(checkpoint: Path) -> Callable[[FloatArray], FloatArray]:
     """Return what `act` is with the parameters and bounds of a checkpoint."""
     manifest = json.loads((checkpoint / "manifest.json").read_text())
-    low, high = (np.float32(manifest["env"][end]) for end in ("action_low", "action_high"))
-    if manifest["sac"]["activation"] != "relu":
-        raise ValueError(f"{checkpoint}: expected hidden layers with ReLU, got {manifest['sac']['activation']!r}")
     tensors = load_file(checkpoint / "learner.safetensors")
     names = [f"actor.layers.{index}" for index in range(len(manifest["sac"]["hidden_sizes"]) + 1)]
-    return partial(act, [(tensors[f"{name}.weight"].T, tensors[f"{name}.bias"]) for name in names], low, high)
+    layers = [(tensors[f"{name}.weight"].T, tensors[f"{name}.bias"]) for name in names]
+    return partial(act, layers, ACTIVATIONS[manifest["sac"]["activation"]], manifest["env"])
 
 
-def act(layers: Layers, low: FloatArray, high: FloatArray, observation: FloatArray) -> FloatArray:
+def act(layers: Layers, activation: Activation, env: dict[str, list[float]], observation: FloatArray) -> FloatArray:
     """Map observations [..., O] to the policy's mean actions [..., A], in the task's own units."""
+    low, high = np.float32(env["action_low"]), np.float32(env["action_high"])
     *hidden, (head_weight, head_bias) = layers
     for weight, bias in hidden:
-        observation = np.maximum(observation @ weight + bias, 0)
+        observation = activation(observation @ weight + bias)
     mean = (observation @ head_weight + head_bias)[..., : len(low)]  # the head's other half is the log-std
     return low + (high - low) * (np.tanh(mean) + 1) / 2
 

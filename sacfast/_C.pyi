@@ -83,23 +83,17 @@ class _GpuEngine:
     @property
     def counters(self) -> UpdateCounters: ...
     def enqueue(
-        self,
-        rows: int,
-        rows_apart: int,
-        index: int,
-        steps: int,
-        next_noise: int,
-        noise: int,
-        actors: int,
-        metrics: int,
-        stream: int,
+        self, work: list[tuple[int, int, int, int]], next_noise: int, noise: int, metrics: int, stream: int
     ) -> None:
-        """Queue `steps` updates; then actors [S, P] of T and metrics [S, len(METRICS)] float64 are written."""
+        """Queue for each learner (rows, index, steps, actor); its actor [P] of T and the metrics [S, len(METRICS)]
+        float64 are written then."""
 
-    def collect(self) -> dict[str, Any]:
-        """Wait; return updates, metrics (sums), fault and gradient_updates."""
+    def collect(self) -> list[dict[str, Any]]:
+        """Wait; return updates, metrics (sums), fault and gradient_updates of each learner."""
 
-    def select(self, learner: int) -> None: ...
+    def select(self, learner: int) -> None:
+        """Say of which learner `counters`, `read` and `write` speak."""
+
     def read(self, network: str, part: str, into: int) -> None: ...
     def write(self, network: str, part: str, values: int) -> None: ...
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -91,7 +93,7 @@ def make_engine(settings: _C.UpdateSettings, device: torch.device, dtype: torch.
 
     Raises MemoryError, or torch.OutOfMemoryError, when the device's memory does not hold it.
     """
-    return CpuEngine(settings, dtype) if device.type == "cpu" else GpuEngine(settings, device, dtype)
+    return CpuEngine(settings, dtype) if device.type == "cpu" else GpuEngines(settings, 1, device, dtype).seats[0]
 
 
 class CpuEngine:
@@ -153,67 +155,110 @@ class CpuEngine:
         return f" (the minibatch holds NaN or infinity in: {', '.join(bad)})" if bad else ""
 
 
-class GpuEngine:
-    """Updates as CUDA graphs: a call queues its work behind what was queued before, and waits for nothing.
+@dataclass(frozen=True)
+class Work:
+    """What one of several learners is to do in a call: see `Engine.run`."""
 
-    So an update that failed is known later. Until then every update queued behind it does nothing, and the next call
-    that finds it raises what it met.
+    rows: Tensor
+    index: Tensor
+    actor: Tensor
+
+
+class GpuEngines:
+    """The engines of S learners side by side: every launch serves all of them. A learner alone is one of one.
+
+    Updates are CUDA graphs: a call queues its work behind what was queued before, and waits for nothing. So an update
+    that failed is known later. Until then every update queued behind it does nothing, and the learner's next call that
+    finds it raises what it met; the other learners go on.
     """
 
-    def __init__(self, settings: _C.UpdateSettings, device: torch.device, dtype: torch.dtype) -> None:
-        """Take all memory that updates need, from torch."""
-        self._device = device
+    def __init__(self, settings: _C.UpdateSettings, learners: int, device: torch.device, dtype: torch.dtype) -> None:
+        """Take all memory that updates need, from torch. Raises ValueError for more learners than a call can serve."""
+        self.device = device
         engine_type = _C.GpuEngine32 if dtype == torch.float32 else _C.GpuEngine64
         with torch.cuda.device(device):
-            self._memory = torch.zeros(engine_type.bytes(settings, 1), dtype=torch.uint8, device=device)
-            self._engine = engine_type(settings, 1, self._memory.data_ptr(), self._stream())
+            self._memory = torch.zeros(engine_type.bytes(settings, learners), dtype=torch.uint8, device=device)
+            self.native = engine_type(settings, learners, self._memory.data_ptr(), self._stream())
             self._last_call = torch.cuda.Event()
             self._last_call.record()
         self._turn = Turn()
+        self.seats = tuple(GpuEngine(self, learner) for learner in range(learners))
+
+    def run(self, work: Sequence[Work | None], next_noise: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """Queue each learner's work (None: nothing); return the sums of the metrics [S, len(METRICS)].
+
+        The result and the actors are there in the order of the current stream. Raises RuntimeError for use by two
+        threads at once, or after a fork.
+        """
+        with self._turn, torch.cuda.device(self.device):
+            for seat in self.seats:
+                seat.known_updates()
+            torch.cuda.current_stream().wait_event(self._last_call)  # the call before may lie on another one
+            metrics = torch.empty(len(work), len(METRICS), dtype=torch.float64, device=self.device)
+            self.native.enqueue(
+                work=[(0, 0, 0, 0) if each is None else _addresses(each) for each in work],
+                next_noise=0 if next_noise is None else next_noise.data_ptr(),
+                noise=0 if noise is None else noise.data_ptr(),
+                metrics=metrics.data_ptr(),
+                stream=self._stream(),
+            )
+            self._last_call.record()
+            for seat, each in zip(self.seats, work, strict=True):
+                seat.queued += 0 if each is None else len(each.index)
+        return metrics
+
+    def look(self) -> None:
+        """Take note of what came of the work that was queued, if it is done; wait for nothing."""
+        with torch.cuda.device(self.device):
+            if self._last_call.query():
+                self.wait()
+
+    def wait(self) -> None:
+        """Wait for the GPU, and take note of what came of the work."""
+        if not any(seat.queued for seat in self.seats):
+            return
+        with torch.cuda.device(self.device):
+            outcomes = self.native.collect()
+        for seat, outcome in zip(self.seats, outcomes, strict=True):
+            seat.note(outcome)
+
+    def _stream(self) -> int:
+        return int(torch.cuda.current_stream(self.device).cuda_stream)
+
+
+class GpuEngine:
+    """One learner's engine of `GpuEngines`."""
+
+    def __init__(self, engines: GpuEngines, learner: int) -> None:
+        """Speak for learner number `learner`."""
+        self.engines = engines
+        self.queued = 0  # updates, since the GPU was last waited for
+        self._learner = learner
         self._made: int | None = 0  # updates, when the GPU was last waited for; None: to be asked
-        self._queued = 0  # updates since then
         self._fault = ""  # found, and not raised yet
 
     @property
     def counters(self) -> _C.UpdateCounters:
         """See `Engine`; waits for the GPU."""
-        self._wait()
+        self.engines.wait()
         self._made = None
-        return self._engine.counters
+        self.engines.native.select(self._learner)
+        return self.engines.native.counters
 
     @property
     def gradient_updates(self) -> int:
         """See `Engine`. Those that a failed update keeps from being made count until the failure is known."""
-        return self._known() + self._queued
+        return self.known_updates() + self.queued
 
     def run(
         self, rows: Tensor, index: Tensor, next_noise: Tensor | None, noise: Tensor | None, actor: Tensor
     ) -> Tensor:
-        """See `Engine`. The result and `actor` are there in the order of the current stream.
-
-        Also raises RuntimeError for use by two threads at once, or after a fork.
-        """
-        with self._turn, torch.cuda.device(self._device):
-            if self._queued and self._last_call.query():
-                self._wait()
-            self.check()
-            self._known()
-            torch.cuda.current_stream().wait_event(self._last_call)  # the call before may lie on another one
-            metrics = torch.empty(len(METRICS), dtype=torch.float64, device=self._device)
-            self._engine.enqueue(
-                rows=rows.data_ptr(),
-                rows_apart=0,
-                index=index.data_ptr(),
-                steps=len(index),
-                next_noise=0 if next_noise is None else next_noise.data_ptr(),
-                noise=0 if noise is None else noise.data_ptr(),
-                actors=actor.data_ptr(),
-                metrics=metrics.data_ptr(),
-                stream=self._stream(),
-            )
-            self._last_call.record()
-            self._queued += len(index)
-        return metrics
+        """See `Engine` and `GpuEngines.run`; the other learners do nothing."""
+        self.engines.look()
+        self.check()
+        work: list[Work | None] = [None] * len(self.engines.seats)
+        work[self._learner] = Work(rows, index, actor)
+        return self.engines.run(work, next_noise, noise)[self._learner]
 
     def check(self) -> None:
         """Raise what a failed update has met, if one is known to have failed."""
@@ -223,21 +268,36 @@ class GpuEngine:
 
     def wait(self) -> None:
         """Wait for the GPU, and raise what a failed update has met."""
-        self._wait()
+        self.engines.wait()
         self.check()
+
+    def note(self, outcome: Mapping[str, Any]) -> None:
+        """Take note of what came of the work that was queued."""
+        self._made, self.queued = outcome["gradient_updates"], 0
+        self._fault = self._fault or outcome["fault"]
+
+    def known_updates(self) -> int:
+        """Return the updates made when the GPU was last waited for."""
+        # Asked while nothing is queued: `counters` has waited, and `GpuEngines.run` asks before it queues.
+        if self._made is None:
+            self.engines.native.select(self._learner)
+            self._made = int(self.engines.native.counters.gradient_updates)
+        return self._made
 
     def read(self, network: str, part: str, into: Tensor) -> None:
         """See `Engine`; waits for the GPU."""
-        self._wait()
-        with torch.cuda.device(self._device):
-            self._engine.read(network, part, into.data_ptr())
+        self.engines.wait()
+        with torch.cuda.device(self.engines.device):
+            self.engines.native.select(self._learner)
+            self.engines.native.read(network, part, into.data_ptr())
 
     def write(self, network: str, part: str, values: Tensor) -> None:
         """See `Engine`; waits for the GPU."""
-        self._wait()
-        with torch.cuda.device(self._device):
+        self.engines.wait()
+        with torch.cuda.device(self.engines.device):
             torch.cuda.current_stream().synchronize()  # which may still be at work on the values
-            self._engine.write(network, part, values.data_ptr())
+            self.engines.native.select(self._learner)
+            self.engines.native.write(network, part, values.data_ptr())
 
     def profile(self) -> list[tuple[str, float, float]]:
         """Raise RuntimeError: the phases of a graph are not timed one by one."""
@@ -247,22 +307,9 @@ class GpuEngine:
         """See `Engine`."""
         return 1
 
-    def _known(self) -> int:
-        # Asked while nothing is queued: `counters` has waited, and `run` asks before it queues.
-        if self._made is None:
-            self._made = int(self._engine.counters.gradient_updates)
-        return self._made
 
-    def _wait(self) -> None:
-        if not self._queued:
-            return
-        with torch.cuda.device(self._device):
-            outcome = self._engine.collect()
-        self._made, self._queued = outcome["gradient_updates"], 0
-        self._fault = self._fault or outcome["fault"]
-
-    def _stream(self) -> int:
-        return int(torch.cuda.current_stream(self._device).cuda_stream)
+def _addresses(work: Work) -> tuple[int, int, int, int]:
+    return work.rows.data_ptr(), work.index.data_ptr(), len(work.index), work.actor.data_ptr()
 
 
 def fault_message(fault: str, updates: int, detail: str = "") -> str:

@@ -8,15 +8,16 @@ in the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sacfast.config import SACConfig
-from sacfast.engines import METRICS, UpdateSettings, check_device, make_engine
+from sacfast.engines import METRICS, GpuEngine, GpuEngines, UpdateSettings, Work, check_device, make_engine
 from sacfast.learner import (
+    LearnerGroup,
     Replay,
     check_batch,
     check_float32,
@@ -24,6 +25,7 @@ from sacfast.learner import (
     check_state,
     check_update_arguments,
     metric_names,
+    outcome_of,
     random_start,
 )
 from sacfast.networks import Actor, build_networks
@@ -91,6 +93,7 @@ class FusedLearner:
         check_device(self.device, dtype)
         if self.device.type == "cpu" or dtype != torch.float32:
             check_float32(config, f"with {dtype} on {self.device}")
+        self._steps_per_call = max(1, INDEX_WORDS_PER_CALL // config.batch_size)
         self._reported = torch.tensor([METRICS.index(name) for name in self.metric_names], device=self.device)
         generator, noise_seed = random_start(seed)
         self._networks = build_networks(observation_dim, action_dim, config, self.device, dtype, generator)
@@ -126,22 +129,12 @@ class FusedLearner:
         gradient is not finite: its message names it and the update, and the parameters, optimisers and targets are
         those from before that update.
         """
-        batch_size = self.config.batch_size
-        check_update_arguments(replay, gradient_steps, batch_size)
-        rows = self._rows_of(replay)
+        check_update_arguments(replay, gradient_steps, self.config.batch_size)
         sums = torch.zeros(len(self.metric_names), dtype=self.actor.flat.dtype, device=self.device)
-        steps_per_call = max(1, INDEX_WORDS_PER_CALL // batch_size)
         left = gradient_steps
         while left > 0:
-            steps = min(left, steps_per_call)
-            numbers = replay.draw(steps * batch_size)
-            fits = numbers.dtype == torch.int64 and numbers.shape == (steps * batch_size,)
-            if not fits or numbers.device != rows.device:
-                raise ValueError(
-                    f"replay: expected {steps * batch_size} int64 row numbers on {rows.device}, "
-                    f"got {numbers.dtype} {list(numbers.shape)} on {numbers.device}"
-                )
-            sums += self._run(rows, numbers.view(steps, batch_size))
+            steps = min(left, self._steps_per_call)
+            sums += self._run(self._rows_of(replay), self._draw(replay, steps))
             left -= steps
         return Metrics(self.metric_names, sums / gradient_steps)
 
@@ -239,8 +232,23 @@ class FusedLearner:
         self, rows: Tensor, index: Tensor, next_noise: Tensor | None = None, noise: Tensor | None = None
     ) -> Tensor:
         """Make one update for each row of `index`; return the sums of the metrics."""
-        sums = self._engine.run(rows, index, next_noise, noise, self.actor.flat.detach())
-        return sums[self._reported].to(self.actor.flat.dtype)
+        return self._reported_of(self._engine.run(rows, index, next_noise, noise, self.actor.flat.detach()))
+
+    def _reported_of(self, metrics: Tensor) -> Tensor:
+        """Pick from all metrics of an engine those that this learner reports."""
+        return metrics[self._reported].to(self.actor.flat.dtype)
+
+    def _draw(self, replay: Replay, steps: int) -> Tensor:
+        """Draw the row numbers of so many minibatches [steps, B]."""
+        batch_size, device = self.config.batch_size, replay.rows.device
+        numbers = replay.draw(steps * batch_size)
+        fits = numbers.dtype == torch.int64 and numbers.shape == (steps * batch_size,)
+        if not fits or numbers.device != device:
+            raise ValueError(
+                f"replay: expected {steps * batch_size} int64 row numbers on {device}, "
+                f"got {numbers.dtype} {list(numbers.shape)} on {numbers.device}"
+            )
+        return numbers.view(steps, batch_size)
 
     def _rows_of(self, replay: Replay) -> Tensor:
         rows, width = replay.rows, 2 * self.observation_dim + self.action_dim + 2
@@ -268,6 +276,57 @@ class FusedLearner:
     def _write(self, segments: _Segments, flat: Tensor) -> None:
         for (network, part), piece in zip(segments, flat.detach().chunk(len(segments)), strict=True):
             self._engine.write(network, part, piece)
+
+
+class FusedGroup(LearnerGroup):
+    """Learners on one GPU that every launch serves."""
+
+    learners: tuple[FusedLearner, ...]
+
+    def __init__(self, learners: Sequence[FusedLearner]) -> None:
+        """Move the learners' state into one memory; each can still be used alone.
+
+        Raises ValueError for more learners than a launch serves, torch.OutOfMemoryError when the GPU does not hold
+        them twice; nothing has changed then.
+        """
+        super().__init__(learners)
+        first = self.learners[0]
+        settings = _settings(first.observation_dim, first.action_dim, first.config)
+        states = [each.state_dict() for each in self.learners]
+        self._engines = GpuEngines(settings, len(states), first.device, first.actor.flat.dtype)
+        for learner, engine, state in zip(self.learners, self._engines.seats, states, strict=True):
+            learner._engine = engine
+            learner.load_state_dict(state)
+
+    def update(self, replays: Sequence[Replay], gradient_steps: Sequence[int]) -> list[Metrics | Exception]:
+        """See `LearnerGroup.update`. A failure is known, and returned, later: see `FusedLearner`."""
+        self._engines.look()
+        tasks = list(zip(self.learners, self._engines.seats, replays, gradient_steps, strict=True))
+        failures = [outcome_of(self._check, *task) for task in tasks]
+        left = [0 if failure else steps for failure, steps in zip(failures, gradient_steps, strict=True)]
+        sums = torch.zeros(len(tasks), len(METRICS), dtype=torch.float64, device=self.learners[0].device)
+        while any(left):
+            now = [min(steps, learner._steps_per_call) for steps, learner in zip(left, self.learners, strict=True)]
+            sums += self._engines.run(
+                [
+                    Work(learner._rows_of(replay), learner._draw(replay, steps), learner.actor.flat.detach())
+                    if steps
+                    else None
+                    for learner, replay, steps in zip(self.learners, replays, now, strict=True)
+                ]
+            )
+            left = [before - made for before, made in zip(left, now, strict=True)]
+        return [
+            failure or Metrics(learner.metric_names, learner._reported_of(each) / steps)
+            for failure, learner, each, steps in zip(failures, self.learners, sums, gradient_steps, strict=True)
+        ]
+
+    @staticmethod
+    def _check(learner: FusedLearner, engine: GpuEngine, replay: Replay, gradient_steps: int) -> None:
+        """Raise what an earlier update of this learner has met, and what is wrong with its arguments."""
+        engine.check()
+        check_update_arguments(replay, gradient_steps, learner.config.batch_size)
+        learner._rows_of(replay)
 
 
 def _settings(observation_dim: int, action_dim: int, config: SACConfig) -> UpdateSettings:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor
 from sacfast.config import SACConfig, check_backend
 from sacfast.networks import Actor
 from sacfast.types import Batch, Metrics
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 
 class Replay(Protocol):
@@ -98,6 +101,52 @@ def make_learner(
     from sacfast.reference import ReferenceLearner
 
     return ReferenceLearner(observation_dim, action_dim, config, device=device, seed=seed)
+
+
+class LearnerGroup:
+    """Learners that are updated together, each as if it were alone. Here they take turns: see `side_by_side`."""
+
+    def __init__(self, learners: Sequence[Learner]) -> None:
+        """Take at least one learner."""
+        self.learners = tuple(learners)
+
+    def update(self, replays: Sequence[Replay], gradient_steps: Sequence[int]) -> list[Metrics | Exception]:
+        """Make so many updates of each learner, from its own replay buffer.
+
+        Returns what `Learner.update` returns or raises, for each: a learner that fails stops none of the others.
+        """
+        return [
+            outcome_of(learner.update, replay, steps)
+            for learner, replay, steps in zip(self.learners, replays, gradient_steps, strict=True)
+        ]
+
+
+def side_by_side(learners: Sequence[Learner]) -> LearnerGroup:
+    """Return a group of learners that may differ in their seeds and their state alone.
+
+    On a GPU the fused ones then share memory and launches, so that several cost little more than one. Raises
+    ValueError for learners of different kinds, sizes, devices or configurations, or more than a launch serves.
+    """
+    from sacfast.fused import FusedGroup, FusedLearner  # late: it builds on the interfaces above
+
+    kinds = [
+        (type(each).__name__, each.observation_dim, each.action_dim, str(each.device), each.config) for each in learners
+    ]
+    for kind in kinds:
+        if kind != kinds[0]:
+            raise ValueError(f"learners: expected a group that differs in seeds alone, got {kinds[0]} and {kind}")
+    fused = [each for each in learners if isinstance(each, FusedLearner)]
+    return FusedGroup(fused) if fused and fused[0].device.type == "cuda" else LearnerGroup(learners)
+
+
+def outcome_of(
+    function: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
+) -> _Result | Exception:
+    """Call; return what was returned or raised."""
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        return error
 
 
 def metric_names(config: SACConfig) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ import torch
 from learner_cases import A, B, O, assert_states_equal, make_config, random_batch, random_noise, random_replay
 
 from sacfast import _C, engines
-from sacfast.fused import FusedLearner, _settings
+from sacfast.fused import FusedGroup, FusedLearner
+from sacfast.types import Metrics
 
 ROWS = 64  # of a replay buffer
 TYPES: dict[Any, Any] = {np.float32: ctypes.c_float, np.float64: ctypes.c_double, np.int64: ctypes.c_int64}
@@ -27,11 +28,14 @@ def array_at(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any
 class QueueOnTheHost:
     """What `_C.GpuEngine32` offers, by the CPU's: done at once, but what came of it is told by `collect` alone."""
 
+    calls = 0
+
     def __init__(self, settings: _C.UpdateSettings, learners: int, memory: int, stream: int) -> None:
-        assert (learners, stream) == (1, 77)
+        assert stream == 77
         assert not array_at(memory, (2,), np.int64).any()
-        self.settings, self.engine = settings, _C.Engine32(settings)
-        self.is_pending, self.fault = False, ""
+        self.settings, self.engines = settings, [_C.Engine32(settings) for _ in range(learners)]
+        self.is_pending, self.faults = False, [""] * learners
+        self.selected = 0
         self.width = 2 * settings.observation_dim + settings.action_dim + 2
 
     @staticmethod
@@ -41,24 +45,39 @@ class QueueOnTheHost:
     @property
     def counters(self) -> _C.UpdateCounters:
         assert not self.is_pending, "not waited for"
-        return self.engine.counters
+        return self.engines[self.selected].counters
 
-    def enqueue(self, **call: Any) -> None:
-        assert (call["stream"], call["rows_apart"]) == (77, 0)
+    def enqueue(self, work: list[tuple[int, int, int, int]], next_noise: int, noise: int, **call: int) -> None:
+        assert call["stream"] == 77
+        QueueOnTheHost.calls += 1
         self.is_pending = True
-        if not self.fault:
-            rows = array_at(call["rows"], (ROWS, self.width), np.float32)
-            index = array_at(call["index"], (call["steps"], self.settings.batch_size), np.int64)
-            shape = (self.settings.batch_size, self.settings.action_dim)
-            noise = (array_at(call[key], shape, np.float32) if call[key] else None for key in ("next_noise", "noise"))
-            result = self.engine.update(rows, index, 1, *noise)
-            self.fault = result["fault"]
-            array_at(call["metrics"], (len(engines.METRICS),), np.float64)[:] = list(result["metrics"].values())
-        self.read("actor", "parameters", call["actors"])
+        metrics = array_at(call["metrics"], (len(work), len(engines.METRICS)), np.float64)
+        metrics[:] = 0
+        shape = (self.settings.batch_size, self.settings.action_dim)
+        given = [array_at(each, shape, np.float32) if each else None for each in (next_noise, noise)]
+        for learner, (rows, index, steps, actor) in enumerate(work):
+            if steps and not self.faults[learner]:
+                result = self.engines[learner].update(
+                    array_at(rows, (ROWS, self.width), np.float32),
+                    array_at(index, (steps, self.settings.batch_size), np.int64),
+                    1,
+                    *given,
+                )
+                self.faults[learner] = result["fault"]
+                metrics[learner] = list(result["metrics"].values())
+            if actor:
+                self.select(learner)
+                self.read("actor", "parameters", actor)
 
-    def collect(self) -> dict[str, Any]:
-        self.is_pending, fault, self.fault = False, self.fault, ""
-        return {"fault": fault, "gradient_updates": self.engine.counters.gradient_updates}
+    def collect(self) -> list[dict[str, Any]]:
+        self.is_pending, faults, self.faults = False, self.faults, [""] * len(self.faults)
+        return [
+            {"fault": fault, "gradient_updates": engine.counters.gradient_updates}
+            for fault, engine in zip(faults, self.engines, strict=True)
+        ]
+
+    def select(self, learner: int) -> None:
+        self.selected = learner
 
     def size(self, network: str) -> int:
         pair = self.settings.observation_dim + self.settings.action_dim
@@ -69,10 +88,10 @@ class QueueOnTheHost:
         return sum((before + 1) * after for before, after in pairwise(sizes))
 
     def read(self, network: str, part: str, into: int) -> None:
-        self.engine.read(network, part, array_at(into, (self.size(network),), np.float32))
+        self.engines[self.selected].read(network, part, array_at(into, (self.size(network),), np.float32))
 
     def write(self, network: str, part: str, values: int) -> None:
-        self.engine.write(network, part, array_at(values, (self.size(network),), np.float32))
+        self.engines[self.selected].write(network, part, array_at(values, (self.size(network),), np.float32))
 
 
 class Stream:
@@ -96,8 +115,8 @@ class Event:
 
 
 @pytest.fixture
-def queued(monkeypatch: pytest.MonkeyPatch) -> FusedLearner:
-    """A learner with the GPU's engine, of the same start as `FusedLearner(O, A, make_config(), seed=3)`."""
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something that passes for a GPU: the host."""
 
     @contextmanager
     def device(_: object) -> Iterator[None]:
@@ -108,15 +127,18 @@ def queued(monkeypatch: pytest.MonkeyPatch) -> FusedLearner:
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _=None: Stream())
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(Event, "done", False)
-    learner = FusedLearner(O, A, make_config(), seed=3)
-    state = learner.state_dict()
-    learner._engine = engines.GpuEngine(_settings(O, A, learner.config), torch.device("cpu"), torch.float32)
-    learner.load_state_dict(state)
+
+
+@pytest.fixture
+def queued(gpu: None) -> FusedLearner:
+    """A learner with the GPU's engine, of the same start as `twin()`."""
+    learner = twin()
+    FusedGroup([learner])
     return learner
 
 
-def twin() -> FusedLearner:
-    return FusedLearner(O, A, make_config(), seed=3)
+def twin(seed: int = 3) -> FusedLearner:
+    return FusedLearner(O, A, make_config(), seed=seed)
 
 
 def test_queued_updates_are_those_made_at_once(queued: FusedLearner) -> None:
@@ -192,8 +214,67 @@ def test_phases_are_timed_on_the_cpu_only(queued: FusedLearner) -> None:
 
 def test_two_threads_and_forked_children_are_refused(queued: FusedLearner, monkeypatch: pytest.MonkeyPatch) -> None:
     replay, process = random_replay(), os.getpid()
-    with queued._engine._turn, pytest.raises(RuntimeError, match="learner: in use by another thread"):
+    assert isinstance(queued._engine, engines.GpuEngine)
+    with queued._engine.engines._turn, pytest.raises(RuntimeError, match="learner: in use by another thread"):
         queued.update(replay, 1)
     monkeypatch.setattr(os, "getpid", lambda: process + 1)
     with pytest.raises(RuntimeError, match="learner: made before this process was forked"):
         queued.update(replay, 1)
+
+
+def test_learners_of_a_group_are_served_by_one_launch_and_are_each_as_if_alone(gpu: None) -> None:
+    seeds, calls = (3, 4, 5), QueueOnTheHost.calls
+    group, alone = FusedGroup([twin(seed) for seed in seeds]), [twin(seed) for seed in seeds]
+    replays, own_replays = ([random_replay() for _ in seeds] for _ in range(2))
+    for steps in ((2, 2, 2), (1, 0, 3), (0, 1, 0)):
+        outcomes = group.update(replays, steps)
+        for outcome, learner, replay, count in zip(outcomes, alone, own_replays, steps, strict=True):
+            assert isinstance(outcome, Metrics)
+            expected = learner.update(replay, count)
+            assert not count or outcome.to_dict() == expected.to_dict()
+    assert QueueOnTheHost.calls == calls + 3
+    assert [learner.gradient_updates for learner in group.learners] == [3, 3, 5]
+    for learner, expected in zip(group.learners, alone, strict=True):
+        learner.wait()
+        assert torch.equal(learner.actor.flat, expected.actor.flat)
+        assert_states_equal(learner.state_dict(), expected.state_dict())
+
+
+def test_a_learner_of_a_group_can_be_used_alone(gpu: None) -> None:
+    group, expected = FusedGroup([twin(3), twin(4)]), twin(4)
+    group.learners[1].update(random_replay(), 2)
+    expected.update(random_replay(), 2)
+    assert [learner.gradient_updates for learner in group.learners] == [0, 2]
+    assert_states_equal(group.learners[1].state_dict(), expected.state_dict())
+    assert_states_equal(group.learners[0].state_dict(), twin(3).state_dict())
+
+
+def test_more_updates_than_a_call_makes_are_split(gpu: None) -> None:
+    group, expected = FusedGroup([twin(3), twin(4)]), [twin(3), twin(4)]
+    for learner in group.learners:
+        learner._steps_per_call = 2
+    outcomes = group.update([random_replay(), random_replay()], (5, 2))
+    for outcome, learner, count in zip(outcomes, expected, (5, 2), strict=True):
+        assert isinstance(outcome, Metrics)
+        # Summed in two roundings more or less.
+        assert outcome.to_dict() == pytest.approx(learner.update(random_replay(), count).to_dict(), rel=1e-5)
+    for one, other in zip(group.learners, expected, strict=True):
+        assert_states_equal(one.state_dict(), other.state_dict())
+
+
+def test_one_of_a_group_that_fails_stops_none_of_the_others(gpu: None) -> None:
+    bad = random_replay()
+    bad.rows[:, O + A] = torch.inf
+    group, replays = FusedGroup([twin(3), twin(4)]), [bad, random_replay()]
+    group.update(replays, (1, 1))
+    group.update(replays, (1, 1))
+    Event.done = True
+    failure, metrics = group.update(replays, (1, 1))
+    assert isinstance(failure, FloatingPointError)
+    assert "update 1: critic_loss is not finite" in str(failure)
+    assert isinstance(metrics, Metrics)
+    assert [learner.gradient_updates for learner in group.learners] == [0, 3]
+    refusal, metrics = group.update([random_replay(B - 1), random_replay()], (1, 1))
+    assert isinstance(refusal, ValueError)
+    assert isinstance(metrics, Metrics)
+    assert group.learners[1].gradient_updates == 4

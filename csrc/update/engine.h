@@ -95,12 +95,24 @@ class UpdateEngine {
   virtual std::vector<PhaseTime> profile() = 0;
 };
 
-// Where queued work leaves what needs no waiting for, in the GPU's memory; null: not wanted.
+// What one of several learners is to do in a call.
 template <class T>
-struct QueuedResults {
-  T* actors = nullptr;        // [S, P]: their parameters
-  double* metrics = nullptr;  // [S, kMetrics]: sums over the updates made
+struct QueuedWork {
+  const float* rows = nullptr;          // as in UpdateWork
+  const std::int64_t* index = nullptr;  // [steps, B]
+  std::int64_t steps = 0;               // may differ between learners; 0: none
+  T* actor = nullptr;                   // [P]: takes the actor's parameters that result; null: not wanted
 };
+
+template <class T>
+struct QueuedCall {
+  std::vector<QueuedWork<T>> work;  // [S]
+  const T* next_noise = nullptr;    // as in UpdateWork, the same for all learners
+  const T* noise = nullptr;
+  double* metrics = nullptr;  // [S, kMetrics]: takes the sums over the updates made; null: not wanted
+};
+
+constexpr int kMostLearners = 64;  // what each is to do travels in the arguments of a kernel
 
 // An engine that works while its caller goes on, for S learners side by side: a GPU's. All pointers of its work are to
 // the GPU's memory, and so may be those of `read` and `write`, which wait for what was queued.
@@ -113,13 +125,11 @@ class QueuedEngine : public UpdateEngine<T> {
   // Of which learner `read`, `write` and `counters` speak.
   virtual void select(int learner) = 0;
 
-  // The learners' replay buffers lie `rows_apart` elements apart, their parts of `index` steps * B; noise that is given
-  // serves all of them.
-  virtual void enqueue(const UpdateWork<T>& work, std::int64_t rows_apart, QueuedResults<T> results) = 0;
+  virtual void enqueue(const QueuedCall<T>& call) = 0;
 
-  // Waits for what was queued, and says what came of the last call: of the first learner, or of the first that failed.
-  // One that failed has made none of the updates queued behind it, in this call and in later ones; now it goes on.
-  virtual UpdateOutcome collect() = 0;
+  // Waits for what was queued, and says what came of the last call, for each learner. One that failed has made none of
+  // the updates queued behind it, in this call and in later ones; now it goes on.
+  virtual std::vector<UpdateOutcome> collect() = 0;
 };
 
 // On a GPU, in `memory` there: so many bytes of zeros, which stay the caller's.

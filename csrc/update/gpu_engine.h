@@ -4,6 +4,8 @@
 // is queued behind what was queued before, and nothing waits for it until its results are asked for.
 #pragma once
 
+#include <algorithm>
+
 #include "gpu_worker.h"
 #include "sac_update.h"
 
@@ -42,75 +44,83 @@ class GpuEngine final : public QueuedEngine<T> {
   void use_queue(void* queue) override { machine_.use_queue(queue); }
   void select(int learner) override { selected_ = learner; }
 
-  void enqueue(const UpdateWork<T>& work, std::int64_t rows_apart, QueuedResults<T> results) override {
+  void enqueue(const QueuedCall<T>& call) override {
     if (changed_) push();
     BeginCall<T> start{};
     begin(start);
-    start.rows = work.rows;
-    start.rows_apart = rows_apart;
-    start.index = work.index;
-    start.index_apart = work.steps * state_.batch;
-    start.next_noise = work.next_noise;
-    start.noise = work.noise;
+    std::copy(call.work.begin(), call.work.end(), start.work);
+    start.next_noise = call.next_noise;
+    start.noise = call.noise;
+    start.now = now_;
     machine_.launch(Lane::kMain, start, 1, learners_);
-    for (std::int64_t step = 0; step < work.steps; ++step) {
+    std::int64_t most = 0;
+    for (const QueuedWork<T>& each : call.work) most = std::max(most, each.steps);
+    for (std::int64_t step = 0; step < most; ++step) {
       machine_.replay(now_, [this] {
         GpuWorker<T, Machine> worker(state_, machine_, learners_, now_);
         sac_update(worker, state_.settings);
       });
       now_ ^= 1;
     }
+    const auto is_apart = [most](const QueuedWork<T>& each) { return (most - each.steps) % 2 != 0; };
+    if (std::any_of(call.work.begin(), call.work.end(), is_apart)) settle();
     EndCall<T> end{};
     begin(end);
     const GpuNetwork<T>& actor = state_.network(Network::kActor);
     for (const int buffer : {0, 1}) end.parameters[buffer] = actor.parts[0][buffer];
     end.count = actor.parameters;
-    end.actors = results.actors;
-    end.metrics = results.metrics;
+    end.metrics = call.metrics;
     machine_.launch(Lane::kMain, end, EndCall<T>::blocks(end.count), learners_);
     stale_ = true;
   }
 
-  UpdateOutcome collect() override {
+  std::vector<UpdateOutcome> collect() override {
     fetch();
-    GpuScalars<T>* told = &mirror_[0];
-    for (std::size_t i = mirror_.size(); i-- > 0;) {
-      if (mirror_[i].fault != kNoFault) told = &mirror_[i];
-    }
-    UpdateOutcome outcome;
-    outcome.updates = told->updates;
-    for (int i = 0; i < kMetrics; ++i) outcome.metrics[i] = told->metrics[i];
-    outcome.gradient_updates = told->counters.gradient_updates;
-    outcome.fault = fault_name(told->fault);
+    std::vector<UpdateOutcome> outcomes;
     for (GpuScalars<T>& each : mirror_) {
+      UpdateOutcome outcome;
+      outcome.updates = each.updates;
+      std::copy(each.metrics, each.metrics + kMetrics, outcome.metrics);
+      outcome.gradient_updates = each.counters.gradient_updates;
+      outcome.fault = fault_name(each.fault);
+      outcomes.push_back(std::move(outcome));
       if (each.fault == kNoFault) continue;
       each.fault = kNoFault;
       changed_ = true;
     }
-    return outcome;
+    return outcomes;
   }
 
+  // By the selected learner alone.
   UpdateOutcome update(const UpdateWork<T>& work) override {
-    enqueue(work, 0, {});
-    return collect();
+    QueuedCall<T> call;
+    call.work.resize(mirror_.size());
+    call.work[static_cast<std::size_t>(selected_)] = {work.rows, work.index, work.steps, nullptr};
+    call.next_noise = work.next_noise;
+    call.noise = work.noise;
+    enqueue(call);
+    return collect()[static_cast<std::size_t>(selected_)];
   }
 
   std::int64_t parameter_count(Network network) const override { return state_.network(network).parameters; }
 
   void read(Network network, Part part, T* to) const override {
     const std::int64_t bytes = parameter_count(network) * static_cast<std::int64_t>(sizeof(T));
-    machine_.copy(to, at(network, part, mirror_of_selected().now), bytes);
+    fetch();
+    machine_.copy(to, at(network, part), bytes);
   }
 
   void write(Network network, Part part, const T* from) override {
     const std::int64_t bytes = parameter_count(network) * static_cast<std::int64_t>(sizeof(T));
-    machine_.copy(at(network, part, mirror_of_selected().now), from, bytes);
+    fetch();
+    machine_.copy(at(network, part), from, bytes);
   }
 
   // After what was queued. What is changed here counts from the next call on.
   UpdateCounters& counters() override {
+    fetch();
     changed_ = true;
-    return mirror_of_selected().counters;
+    return mirror_[static_cast<std::size_t>(selected_)].counters;
   }
 
   std::vector<PhaseTime> profile() override { return {}; }  // what runs as a graph is not timed phase by phase
@@ -121,14 +131,9 @@ class GpuEngine final : public QueuedEngine<T> {
     body.learner_bytes = state_.bytes();
   }
 
-  T* at(Network network, Part part, int buffer, int learner) const {
-    return Shift{learner * state_.bytes()}(state_.network(network).parts[static_cast<int>(part)][buffer]);
-  }
-  T* at(Network network, Part part, int buffer) const { return at(network, part, buffer, selected_); }
-
-  GpuScalars<T>& mirror_of_selected() const {
-    fetch();
-    return mirror_[static_cast<std::size_t>(selected_)];
+  // Of the selected learner.
+  T* at(Network network, Part part) const {
+    return Shift{selected_ * state_.bytes()}(state_.network(network).parts[static_cast<int>(part)][now_]);
   }
 
   GpuScalars<T>* scalars_of(std::size_t learner) const {
@@ -139,7 +144,9 @@ class GpuEngine final : public QueuedEngine<T> {
     if (!stale_) return;
     for (std::size_t i = 0; i < mirror_.size(); ++i) machine_.copy(&mirror_[i], scalars_of(i), sizeof(GpuScalars<T>));
     stale_ = false;
-    align();
+    // Those that failed were left at their last whole update.
+    if (std::any_of(mirror_.begin(), mirror_.end(), [this](const auto& each) { return each.now != now_; })) settle();
+    for (GpuScalars<T>& each : mirror_) each.now = now_;
   }
 
   void push() {
@@ -147,23 +154,17 @@ class GpuEngine final : public QueuedEngine<T> {
     changed_ = false;
   }
 
-  // A learner that failed was left at its last whole update. All are to read the same buffer of each pair.
-  void align() const {
-    now_ = mirror_[0].now;
-    for (int learner = 1; learner < learners_; ++learner) {
-      GpuScalars<T>& scalars = mirror_[static_cast<std::size_t>(learner)];
-      if (scalars.now == now_) continue;
-      for (int index = 0; index < kNetworks; ++index) {
-        for (int part = 0; part < kParts; ++part) {
-          const auto network = static_cast<Network>(index);
-          const std::int64_t bytes = parameter_count(network) * static_cast<std::int64_t>(sizeof(T));
-          T* const from = at(network, static_cast<Part>(part), scalars.now, learner);
-          if (from != nullptr) machine_.copy(at(network, static_cast<Part>(part), now_, learner), from, bytes);
-        }
+  // From here on the next update of every learner reads buffer now_.
+  void settle() const {
+    Settle<T> body{};
+    begin(body);
+    body.now = now_;
+    for (const GpuNetwork<T>& network : state_.networks) {
+      for (const auto& buffers : network.parts) {
+        if (buffers[0] != nullptr) body.pairs[body.count++] = {{buffers[0], buffers[1]}, network.parameters};
       }
-      scalars.now = now_;
-      machine_.copy(scalars_of(static_cast<std::size_t>(learner)), &scalars, sizeof scalars);
     }
+    machine_.launch(Lane::kMain, body, body.blocks(), learners_);
   }
 
   GpuState<T> state_;
@@ -172,7 +173,7 @@ class GpuEngine final : public QueuedEngine<T> {
   bool changed_ = false;                       // the mirror, since it was last pushed
   mutable bool stale_ = true;                  // the mirror
   mutable std::vector<GpuScalars<T>> mirror_;  // what the GPU had when it was last waited for
-  mutable int now_ = 0;                        // which buffer of each pair the next update reads
+  int now_ = 0;                                // which buffer of each pair the next update reads
   mutable Machine machine_;
 };
 

@@ -4,7 +4,8 @@
 // by side, each with its own copy of all memory at a fixed distance: pointers are those of the first. No sum depends on
 // the order in which blocks run, so the same update gives the same bits.
 //
-// Once a learner's update has failed (GpuScalars::fault), its kernels do nothing.
+// A learner that has made its updates of a call, or whose update has failed (GpuScalars::fault), sits out the others':
+// its kernels do nothing.
 #pragma once
 
 #include "../core/bellman.h"
@@ -33,6 +34,8 @@ struct GpuScalars {
   // The call in progress.
   const float* rows;          // of the replay buffer
   const std::int64_t* index;  // [steps, B]
+  std::int64_t steps;
+  T* actor;  // takes its parameters
   const T *next_noise, *noise;
   std::int64_t step;
   std::int64_t updates;
@@ -64,7 +67,10 @@ struct Body {
   std::int64_t learner_bytes;
 
   SACFAST_HD Shift shift(const Block& block) const { return {block.learner * learner_bytes}; }
-  SACFAST_HD bool is_off(const Block& block) const { return shift(block)(scalars)->fault != kNoFault; }
+  SACFAST_HD bool is_off(const Block& block) const {
+    const GpuScalars<T>& mine = *shift(block)(scalars);
+    return mine.fault != kNoFault || mine.step >= mine.steps;
+  }
 };
 
 struct NoShared {};
@@ -74,18 +80,20 @@ struct NoShared {};
 template <class T>
 struct BeginCall : Body<T> {
   using Shared = NoShared;
-  const float* rows;
-  std::int64_t rows_apart;  // elements from one learner's replay buffer to the next one's
-  const std::int64_t* index;
-  std::int64_t index_apart;
-  const T *next_noise, *noise;  // the same for all
+  QueuedWork<T> work[kMostLearners];
+  const T *next_noise, *noise;
+  int now;
 
   SACFAST_HD void operator()(const Block& block, Shared&) const {
     GpuScalars<T>& scalars = *this->shift(block)(this->scalars);
     block.each_thread([&](int thread) {
       if (thread > 0) return;
-      scalars.rows = rows + block.learner * rows_apart;
-      scalars.index = index + block.learner * index_apart;
+      const QueuedWork<T>& mine = work[block.learner];
+      if (scalars.fault == kNoFault) scalars.now = now;
+      scalars.rows = mine.rows;
+      scalars.index = mine.index;
+      scalars.steps = mine.steps;
+      scalars.actor = mine.actor;
       scalars.next_noise = next_noise;
       scalars.noise = noise;
       scalars.step = scalars.updates = 0;
@@ -94,15 +102,45 @@ struct BeginCall : Body<T> {
   }
 };
 
-// Where a call leaves what the caller reads without waiting: of each learner the actor's parameters [S, P], and the
-// sums of the metrics [S, kMetrics].
+// Learners that made different numbers of updates may have their state in different buffers of each pair. Copies it, so
+// that all can go on from buffer `now`.
+template <class T>
+struct Settle : Body<T> {
+  using Shared = NoShared;
+  struct Pair {
+    T* buffers[2];
+    std::int64_t count;
+  };
+  int count;
+  Pair pairs[kNetworks * kParts];
+  int now;
+
+  std::int64_t blocks() const {
+    std::int64_t most = 0;
+    for (int i = 0; i < count; ++i) most = pairs[i].count > most ? pairs[i].count : most;
+    return (most + kBlockThreads - 1) / kBlockThreads;
+  }
+
+  SACFAST_HD void operator()(const Block& block, Shared&) const {
+    const Shift here = this->shift(block);
+    const int from = here(this->scalars)->now;
+    if (from == now) return;
+    block.each_thread([&](int thread) {
+      const std::int64_t at = block.index * kBlockThreads + thread;
+      for (int i = 0; i < count; ++i) {
+        if (at < pairs[i].count) here(pairs[i].buffers[now])[at] = here(pairs[i].buffers[from])[at];
+      }
+    });
+  }
+};
+
+// Leaves what the caller reads without waiting: of each learner the actor's parameters, and the sums of the metrics.
 template <class T>
 struct EndCall : Body<T> {
   using Shared = NoShared;
   const T* parameters[2];  // of the actor
   std::int64_t count;
-  T* actors;        // null: not wanted
-  double* metrics;  // null: not wanted
+  double* metrics;  // [S, kMetrics]; null: not wanted
 
   SACFAST_HD static std::int64_t blocks(std::int64_t count) {
     return ((count > kMetrics ? count : kMetrics) + kBlockThreads - 1) / kBlockThreads;
@@ -114,7 +152,7 @@ struct EndCall : Body<T> {
     const T* from = here(parameters[scalars.now]);
     block.each_thread([&](int thread) {
       const std::int64_t at = block.index * kBlockThreads + thread;
-      if (actors != nullptr && at < count) actors[block.learner * count + at] = from[at];
+      if (scalars.actor != nullptr && at < count) scalars.actor[at] = from[at];
       if (metrics != nullptr && at < kMetrics) metrics[block.learner * kMetrics + at] = scalars.metrics[at];
     });
   }

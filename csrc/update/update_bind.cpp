@@ -1,5 +1,5 @@
 // sacfast._C: the update engines for Python, without torch. Tensors on the host come as NumPy arrays on the same
-// memory, tensors on a GPU as addresses: sacfast/fused_cuda.py checks them.
+// memory, tensors on a GPU as addresses: sacfast/engines.py checks them.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -194,6 +194,7 @@ class GpuEngine {
  public:
   GpuEngine(const UpdateSettings& settings, int learners, Address memory, Address stream)
       : settings_(checked_settings(settings, learners)),
+        learners_(learners),
         engine_(make_cuda_engine<T>(settings, learners, at<void>(memory))) {
     engine_->use_queue(at<void>(stream));
   }
@@ -202,26 +203,35 @@ class GpuEngine {
     return cuda_engine_bytes<T>(checked_settings(settings, learners), learners);
   }
 
-  void enqueue(Address rows, std::int64_t rows_apart, Address index, std::int64_t steps, Address next_noise,
-               Address noise, Address actors, Address metrics, Address stream) {
-    UpdateWork<T> work;
-    work.rows = at<const float>(rows);
-    work.index = at<const std::int64_t>(index);
-    work.steps = steps;
-    work.next_noise = at<const T>(next_noise);
-    work.noise = at<const T>(noise);
+  // Of each learner: the addresses of its rows and of its index, its steps, and the address of its actor.
+  using Work = std::tuple<Address, Address, std::int64_t, Address>;
+
+  void enqueue(const std::vector<Work>& work, Address next_noise, Address noise, Address metrics, Address stream) {
+    if (work.size() != static_cast<std::size_t>(learners_)) {
+      throw std::invalid_argument("work: expected that of " + std::to_string(learners_) + " learners, got " +
+                                  std::to_string(work.size()));
+    }
+    QueuedCall<T> call;
+    for (const auto& [rows, index, steps, actor] : work) {
+      call.work.push_back({at<const float>(rows), at<const std::int64_t>(index), steps, at<T>(actor)});
+    }
+    call.next_noise = at<const T>(next_noise);
+    call.noise = at<const T>(noise);
+    call.metrics = at<double>(metrics);
     const py::gil_scoped_release released;
     engine_->use_queue(at<void>(stream));
-    engine_->enqueue(work, rows_apart, {at<T>(actors), at<double>(metrics)});
+    engine_->enqueue(call);
   }
 
-  py::dict collect() {
-    UpdateOutcome outcome;
+  py::list collect() {
+    std::vector<UpdateOutcome> outcomes;
     {
       const py::gil_scoped_release released;
-      outcome = engine_->collect();
+      outcomes = engine_->collect();
     }
-    return dict_of(outcome);
+    py::list all;
+    for (const UpdateOutcome& each : outcomes) all.append(dict_of(each));
+    return all;
   }
 
   void read(const std::string& network, const std::string& part, Address into) const {
@@ -240,11 +250,15 @@ class GpuEngine {
  private:
   static const UpdateSettings& checked_settings(const UpdateSettings& settings, int learners) {
     check_settings(settings);
-    if (learners < 1) throw std::invalid_argument("learners: expected an int >= 1, got " + std::to_string(learners));
+    if (learners < 1 || learners > kMostLearners) {
+      throw std::invalid_argument("learners: expected an int in [1, " + std::to_string(kMostLearners) + "], got " +
+                                  std::to_string(learners));
+    }
     return settings;
   }
 
   UpdateSettings settings_;
+  int learners_;
   std::unique_ptr<QueuedEngine<T>> engine_;
 };
 
@@ -254,9 +268,8 @@ void define_gpu_engine(py::module_& module, const char* name) {
       .def(py::init<const UpdateSettings&, int, Address, Address>(), py::arg("settings"), py::arg("learners"),
            py::arg("memory"), py::arg("stream"))
       .def_static("bytes", &GpuEngine<T>::bytes, py::arg("settings"), py::arg("learners"))
-      .def("enqueue", &GpuEngine<T>::enqueue, py::arg("rows"), py::arg("rows_apart"), py::arg("index"),
-           py::arg("steps"), py::arg("next_noise"), py::arg("noise"), py::arg("actors"), py::arg("metrics"),
-           py::arg("stream"))
+      .def("enqueue", &GpuEngine<T>::enqueue, py::arg("work"), py::arg("next_noise"), py::arg("noise"),
+           py::arg("metrics"), py::arg("stream"))
       .def("collect", &GpuEngine<T>::collect)
       .def("select", &GpuEngine<T>::select, py::arg("learner"))
       .def("read", &GpuEngine<T>::read, py::arg("network"), py::arg("part"), py::arg("into"))

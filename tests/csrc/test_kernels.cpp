@@ -272,43 +272,74 @@ void check_precision(Precision precision, double limit) {
   EXPECT(state > 0 && state < limit);
 }
 
-// Learners side by side end as each does alone, to the last bit.
+QueuedWork<float> queued(const Transitions& transitions, const std::vector<std::int64_t>& index, std::int64_t steps) {
+  return {transitions.rows.data(), index.data(), steps, nullptr};
+}
+
+// Learners side by side end as each does alone, to the last bit, also where they make different numbers of updates.
 void check_side_by_side(const UpdateSettings& settings) {
   constexpr int learners = 3;
-  constexpr std::int64_t steps = 3;
+  constexpr std::int64_t calls[][learners] = {{3, 3, 3}, {2, 1, 0}, {1, 4, 2}, {0, 1, 1}};
   Simulated<float> together(settings, learners);
-  std::vector<float> rows;
-  std::vector<std::int64_t> index;
+  std::vector<std::unique_ptr<Simulated<float>>> alone;
+  std::vector<Transitions> transitions;
   for (int i = 0; i < learners; ++i) {
+    const auto seed = static_cast<std::uint64_t>(i + 1);
+    together.engine.select(i);
+    start<float>(together.engine, settings, seed);
+    alone.push_back(std::make_unique<Simulated<float>>(settings));
+    start<float>(alone.back()->engine, settings, seed);
+    transitions.emplace_back(settings, seed + 9);
+  }
+  const auto actor_size = static_cast<std::size_t>(together.engine.parameter_count(Network::kActor));
+  std::vector<std::vector<float>> actors(learners, std::vector<float>(actor_size));
+  std::vector<double> metrics(static_cast<std::size_t>(learners * kMetrics));
+  for (const auto& steps : calls) {
+    std::vector<std::vector<std::int64_t>> indices;
+    for (int i = 0; i < learners; ++i) indices.push_back(index_of(steps[i], settings.batch_size, i));
+    QueuedCall<float> call;
+    call.metrics = metrics.data();
+    for (std::size_t i = 0; i < learners; ++i) {
+      call.work.push_back(queued(transitions[i], indices[i], steps[i]));
+      call.work.back().actor = actors[i].data();
+    }
+    together.engine.enqueue(call);
+    const std::vector<UpdateOutcome> outcomes = together.engine.collect();
+    for (int i = 0; i < learners; ++i) {
+      const auto at = static_cast<std::size_t>(i);
+      UpdateEngine<float>& own = alone[at]->engine;
+      const UpdateOutcome expected = own.update(work_of<float>(transitions[at], indices[at], steps[i]));
+      EXPECT(expected.updates == steps[i] && outcomes[at].updates == steps[i] && outcomes[at].fault.empty());
+      together.engine.select(i);
+      EXPECT(state_of<float>(together.engine, settings) == state_of<float>(own, settings));
+      std::vector<float> actor(actor_size);
+      own.read(Network::kActor, Part::kParameters, actor.data());
+      EXPECT(actor == actors[at]);
+      EXPECT(std::equal(expected.metrics, expected.metrics + kMetrics, metrics.begin() + i * kMetrics));
+    }
+  }
+}
+
+// So too when nobody looks between the calls.
+void check_queued_side_by_side(const UpdateSettings& settings) {
+  const Transitions transitions(settings, 10);
+  Simulated<float> together(settings, 2), alone(settings);
+  for (const int i : {0, 1}) {
     together.engine.select(i);
     start<float>(together.engine, settings, static_cast<std::uint64_t>(i + 1));
-    const Transitions own(settings, static_cast<std::uint64_t>(i + 10));
-    rows.insert(rows.end(), own.rows.begin(), own.rows.end());
-    const std::vector<std::int64_t> part = index_of(steps, settings.batch_size, i);
-    index.insert(index.end(), part.begin(), part.end());
   }
-  UpdateWork<float> work;
-  work.rows = rows.data();
-  work.index = index.data();
-  work.steps = steps;
-  std::int64_t actor_size = together.engine.parameter_count(Network::kActor);
-  std::vector<float> actors(static_cast<std::size_t>(learners * actor_size));
-  std::vector<double> metrics(static_cast<std::size_t>(learners * kMetrics));
-  together.engine.enqueue(work, static_cast<std::int64_t>(rows.size()) / learners, {actors.data(), metrics.data()});
-  EXPECT(together.engine.collect().updates == steps);
-  for (int i = 0; i < learners; ++i) {
-    Simulated<float> alone(settings);
-    start<float>(alone.engine, settings, static_cast<std::uint64_t>(i + 1));
-    const Transitions own(settings, static_cast<std::uint64_t>(i + 10));
-    const std::vector<std::int64_t> part = index_of(steps, settings.batch_size, i);
-    const UpdateOutcome outcome = alone.engine.update(work_of<float>(own, part, steps));
-    together.engine.select(i);
-    EXPECT(state_of<float>(together.engine, settings) == state_of<float>(alone.engine, settings));
-    std::vector<float> actor(static_cast<std::size_t>(actor_size));
-    alone.engine.read(Network::kActor, Part::kParameters, actor.data());
-    EXPECT(std::equal(actor.begin(), actor.end(), actors.begin() + i * actor_size));
-    EXPECT(std::equal(outcome.metrics, outcome.metrics + kMetrics, metrics.begin() + i * kMetrics));
+  start<float>(alone.engine, settings, 2);
+  std::vector<std::vector<std::int64_t>> indices;  // which stay until the work is done
+  for (const std::int64_t steps : {1, 2, 0, 3}) indices.push_back(index_of(steps, settings.batch_size, steps));
+  for (const std::vector<std::int64_t>& index : indices) {
+    const std::int64_t steps = static_cast<std::int64_t>(index.size()) / settings.batch_size;
+    QueuedCall<float> call;
+    call.work = {queued(transitions, indices[1], 2), queued(transitions, index, steps)};
+    together.engine.enqueue(call);
+    alone.engine.update(work_of<float>(transitions, index, steps));
   }
+  together.engine.select(1);
+  EXPECT(state_of<float>(together.engine, settings) == state_of<float>(alone.engine, settings));
 }
 
 // The same fault as on the CPU, the same updates before it, and nothing changed by it or after it.
@@ -349,46 +380,47 @@ void check_faults(const UpdateSettings& settings) {
   }
 }
 
-// One of two learners fails; both are whole, and go on.
-void check_one_of_two_fails(const UpdateSettings& settings) {
-  constexpr std::int64_t steps = 2;
-  Transitions good(settings, 5);
-  std::vector<float> rows = good.rows;
-  good.at(0, settings.observation_dim + settings.action_dim) = std::numeric_limits<float>::infinity();
-  rows.insert(rows.end(), good.rows.begin(), good.rows.end());
-  std::vector<std::int64_t> index = index_of(2 * steps, settings.batch_size);
-  for (std::int64_t& each : index) each = std::max<std::int64_t>(each, 1);
-  UpdateWork<float> work;
-  work.rows = rows.data();
-  work.index = index.data();
-  work.steps = steps;
-  const auto apart = static_cast<std::int64_t>(good.rows.size());
-  Simulated<float> pair(settings, 2), twin(settings, 2);
-  for (Simulated<float>* each : {&pair, &twin}) {
-    for (const int i : {0, 1}) {
-      each->engine.select(i);
-      start<float>(each->engine, settings, static_cast<std::uint64_t>(i + 1));
-    }
+// One of two learners fails at its second update; both are whole, and go on. `which`: the one.
+void check_one_of_two_fails(const UpdateSettings& settings, int which, std::int64_t steps_of_other) {
+  const auto failing = static_cast<std::size_t>(which), other = static_cast<std::size_t>(1 - which);
+  Transitions transitions(settings, 5);
+  transitions.at(0, settings.observation_dim + settings.action_dim) = std::numeric_limits<float>::infinity();
+  std::vector<std::int64_t> good = index_of(5, settings.batch_size);
+  for (std::int64_t& each : good) each = std::max<std::int64_t>(each, 1);
+  std::vector<std::int64_t> bad = good;
+  bad[static_cast<std::size_t>(settings.batch_size)] = 0;
+  Simulated<float> pair(settings, 2);
+  std::vector<std::unique_ptr<Simulated<float>>> alone;
+  for (const int i : {0, 1}) {
+    const auto seed = static_cast<std::uint64_t>(i + 1);
+    pair.engine.select(i);
+    start<float>(pair.engine, settings, seed);
+    alone.push_back(std::make_unique<Simulated<float>>(settings));
+    start<float>(alone.back()->engine, settings, seed);
   }
-  index[static_cast<std::size_t>(3 * settings.batch_size)] = 0;  // of the second learner's second minibatch
-  pair.engine.enqueue(work, apart, {});
-  EXPECT(pair.engine.collect().fault == "critic_loss");
-  pair.engine.select(1);
-  EXPECT(pair.engine.counters().gradient_updates == 3 + 1);
-  index[static_cast<std::size_t>(3 * settings.batch_size)] = 1;
-  // The second learner's twin makes one update less.
-  work.steps = 1;
-  pair.engine.enqueue(work, apart, {});
-  EXPECT(pair.engine.collect().fault.empty());
-  EXPECT(pair.engine.counters().gradient_updates == 3 + 2);
-  Simulated<float> alone(settings);
-  start<float>(alone.engine, settings, 2);
-  const std::vector<std::int64_t> first(index.begin() + 2 * settings.batch_size,
-                                        index.begin() + 3 * settings.batch_size);
-  const std::vector<std::int64_t> second(index.begin() + settings.batch_size, index.begin() + 2 * settings.batch_size);
-  alone.engine.update(work_of<float>(good, first, 1));
-  alone.engine.update(work_of<float>(good, second, 1));
-  EXPECT(state_of<float>(pair.engine, settings) == state_of<float>(alone.engine, settings));
+  const auto enqueue = [&](const std::vector<std::int64_t>& index, std::int64_t steps, std::int64_t others) {
+    QueuedCall<float> call;
+    call.work.resize(2);
+    call.work[failing] = queued(transitions, index, steps);
+    call.work[other] = queued(transitions, good, others);
+    pair.engine.enqueue(call);
+    alone[other]->engine.update(work_of<float>(transitions, good, others));
+  };
+  enqueue(bad, 3, steps_of_other);
+  enqueue(good, 2, 1);  // behind the fault: not made by the one that failed
+  const std::vector<UpdateOutcome> outcomes = pair.engine.collect();
+  EXPECT(outcomes[failing].fault == "critic_loss" && outcomes[other].fault.empty());
+  EXPECT(outcomes[failing].gradient_updates == 3 + 1);
+  EXPECT(outcomes[other].gradient_updates == 3 + steps_of_other + 1);
+  alone[failing]->engine.update(work_of<float>(transitions, good, 1));
+  enqueue(good, 2, 1);
+  alone[failing]->engine.update(work_of<float>(transitions, good, 2));
+  EXPECT(pair.engine.collect()[failing].fault.empty());
+  for (const int i : {0, 1}) {
+    pair.engine.select(i);
+    UpdateEngine<float>& own = alone[static_cast<std::size_t>(i)]->engine;
+    EXPECT(state_of<float>(pair.engine, settings) == state_of<float>(own, settings));
+  }
 }
 
 int run() {
@@ -432,8 +464,11 @@ int run() {
 
   for (const UpdateSettings& each : {usual, v1(usual), settings_of({}, 16)}) {
     check_side_by_side(each);
+    check_queued_side_by_side(each);
     check_faults(each);
-    check_one_of_two_fails(each);
+    for (const int which : {0, 1}) {
+      for (const std::int64_t steps_of_other : {3, 2}) check_one_of_two_fails(each, which, steps_of_other);
+    }
   }
   return report();
 }

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from sacfast.replay import ReplayBuffer
     from sacfast.trainer import SAC
 
-__all__ = ["SAC", "ReplayBuffer", "SACConfig", "__version__", "make_learner", "ops"]
+__all__ = ["SAC", "ReplayBuffer", "SACConfig", "__version__", "learn_together", "make_learner", "ops"]
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
     "SAC": "sacfast.trainer",
+    "learn_together": "sacfast.trainer",
     "SACConfig": "sacfast.config",
     "ReplayBuffer": "sacfast.replay",
     "make_learner": "sacfast.learner",

@@ -9,7 +9,9 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import re
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -54,6 +56,9 @@ class TrainOptions:
 
     run: TrainConfig
     """The run: its task, length, seed, machine and files."""
+    num_seeds: int = 1
+    """Seeds that learn side by side in this process, from --seed upwards, each with environments, replay buffer and
+    random streams of its own. On a GPU they share launches. The run directory then holds theirs: seed1, ..."""
     algorithm: SACConfig = dataclasses.field(default_factory=SACConfig)
     """The algorithm. v1 is arXiv 1801.01290, v2 is arXiv 1812.05905."""
 
@@ -66,9 +71,9 @@ class ResumeOptions:
     """
 
     resume: Path
-    """The run directory."""
+    """The run directory, or one of several seeds, which are all taken up."""
     total_timesteps: int | None = None
-    """Transitions that the run is to have in all; None: as it was started."""
+    """Transitions that the run, or that of each seed, is to have in all; None: as it was started."""
     device: str | None = None
     """Where the learner works; None: as the run was started. Another device does not go on bit for bit."""
     progress: bool = True
@@ -232,18 +237,33 @@ def _train(arguments: Sequence[str]) -> int:
     if any(word.partition("=")[0] == "--resume" for word in arguments):
         return _resume(arguments)
     options = parse("train", TrainOptions, arguments)
-    train = options.run
-    if train.run_dir is None:
-        name = f"{train.env_id.replace('/', '-')}-seed{train.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-        train = dataclasses.replace(train, run_dir=Path("runs") / name)
+    if options.num_seeds < 1:
+        raise UsageError(f"num_seeds: expected an int >= 1, got {options.num_seeds}")
 
     from sacfast.trainer import SAC
 
+    runs = _runs_of_seeds(options.run, options.num_seeds)
     try:
-        model = SAC.from_config(train, options.algorithm)
+        models = [SAC.from_config(run, options.algorithm) for run in runs]
     except (TypeError, ValueError, OSError, MemoryError) as error:
         raise UsageError(_one_line(error)) from error
-    return _learn(model, None)
+    return _learn(models)
+
+
+def _runs_of_seeds(train: TrainConfig, count: int) -> list[TrainConfig]:
+    """Return the configurations of the runs with `count` seeds, and their directories."""
+    run_dir = train.run_dir
+    if run_dir is None:
+        seeds = f"seed{train.seed}" if count == 1 else f"seeds{train.seed}-{train.seed + count - 1}"
+        run_dir = Path("runs") / f"{train.env_id.replace('/', '-')}-{seeds}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if count == 1:
+        return [dataclasses.replace(train, run_dir=run_dir)]
+    # The environments of all step at the same time.
+    threads = train.env_threads or max(1, len(os.sched_getaffinity(0)) // count)
+    return [
+        dataclasses.replace(train, seed=seed, run_dir=run_dir / f"seed{seed}", env_threads=threads)
+        for seed in range(train.seed, train.seed + count)
+    ]
 
 
 def _resume(arguments: Sequence[str]) -> int:
@@ -251,56 +271,85 @@ def _resume(arguments: Sequence[str]) -> int:
 
     from sacfast.trainer import SAC
 
-    changes = {"progress": options.progress} | ({} if options.device is None else {"device": options.device})
+    given = {"device": options.device, "total_timesteps": options.total_timesteps}
+    changes = {"progress": options.progress} | {name: value for name, value in given.items() if value is not None}
     try:
-        model = SAC.resume(options.resume, **changes)
+        models = [SAC.resume(run_dir, **changes) for run_dir in _run_dirs(options.resume)]
     except (TypeError, ValueError, OSError, MemoryError) as error:
         raise UsageError(_one_line(error)) from error
-    more = None
-    if options.total_timesteps is not None:
-        more = options.total_timesteps - model.timesteps
-        if more < 1:
-            raise UsageError(
-                f"total_timesteps: expected more than the {model.timesteps} transitions that the run has, "
-                f"got {options.total_timesteps}"
-            )
-    print(f"resumed after {model.timesteps} transitions")
-    return _learn(model, more)
+    there = max(model.timesteps for model in models)
+    if options.total_timesteps is not None and options.total_timesteps <= there:
+        raise UsageError(
+            f"total_timesteps: expected more than the {there} transitions that the run has, "
+            f"got {options.total_timesteps}"
+        )
+    for model in models:
+        print(f"{model.train_config.run_dir}: resumed after {model.timesteps} transitions")
+    return _learn(models)
 
 
-def _learn(model: SAC, total_timesteps: int | None) -> int:
+def _run_dirs(path: Path) -> list[Path]:
+    """Return the run directories of the seeds that `path` holds, or `path` itself."""
+    seeds = {int(each.name[4:]): each for each in path.glob("seed*") if re.fullmatch(r"seed\d+", each.name)}
+    return [seeds[seed] for seed in sorted(seeds)] or [path]
+
+
+def _learn(models: Sequence[SAC]) -> int:
     """Train, and say in words and by the exit code how it ended."""
     from torch import OutOfMemoryError  # of a GPU
 
     from sacfast.envs import EnvironmentFault
     from sacfast.metrics import TrackingError
+    from sacfast.trainer import learn_together
 
-    train = model.train_config
-    print(f"{train.env_id} on {model.device}, {train.backend} backend, run directory {train.run_dir}")
-    print(_describe_checkpoints(model), flush=True)
+    train, run_dir = models[0].train_config, _whole(models)
+    seeds = f", {len(models)} seeds from {train.seed}" if len(models) > 1 else ""
+    print(f"{train.env_id} on {models[0].device}, {train.backend} backend{seeds}, run directory {run_dir}")
+    print(_describe_checkpoints(models[0]), flush=True)
     try:
-        model.learn(total_timesteps)
+        learn_together(models)
     except TrackingError as refusal:
         print(f"sacfast train: {_one_line(refusal)}", file=sys.stderr)
         return FAILED
     except (EnvironmentFault, FloatingPointError, OSError, MemoryError, OutOfMemoryError) as fault:
-        print(f"sacfast train: {_one_line(fault)}; what was learned is in {train.run_dir}", file=sys.stderr)
+        print(f"sacfast train: {_one_line(fault)}; what was learned is in {run_dir}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         # Without a summary it was the second Ctrl-C, which does not wait for one.
-        if model.summary is not None:
-            print(f"sacfast train: interrupted; {_how_to_go_on(model)}", file=sys.stderr)
+        if all(model.summary is not None for model in models):
+            print(f"sacfast train: interrupted; {_how_to_go_on(models)}", file=sys.stderr)
         raise
     except SystemExit:
-        print(f"sacfast train: terminated; {_how_to_go_on(model)}", file=sys.stderr)
+        print(f"sacfast train: terminated; {_how_to_go_on(models)}", file=sys.stderr)
         return TERMINATED
-    print(_describe(model))
+    for model in models:
+        print(_describe(model))
+    if len(models) > 1 and train.evaluation_episodes:
+        print(_describe_seeds(models))
     return 0
 
 
-def _how_to_go_on(model: SAC) -> str:
-    run_dir = model.train_config.run_dir
-    resumable = model.train_config.checkpoint_replay
+def _whole(models: Sequence[SAC]) -> Path | None:
+    """Return the directory of all the seeds' runs."""
+    run_dir = models[0].train_config.run_dir
+    return run_dir.parent if len(models) > 1 and run_dir is not None else run_dir
+
+
+def _describe_seeds(models: Sequence[SAC]) -> str:
+    """Say in a line what several seeds gave."""
+    summaries = [model.summary or {} for model in models]
+    returns = [summary["eval_return_mean"] for summary in summaries]
+    seconds = max(summary["wall_seconds"] for summary in summaries)
+    updates = sum(summary["gradient_updates"] for summary in summaries)
+    return (
+        f"{len(models)} seeds: return {statistics.mean(returns):.1f} +- {statistics.stdev(returns):.1f} "
+        f"(mean and standard deviation over the seeds), {updates / seconds:.0f} updates/s in all"
+    )
+
+
+def _how_to_go_on(models: Sequence[SAC]) -> str:
+    run_dir = _whole(models)
+    resumable = models[0].train_config.checkpoint_replay
     way = f"`sacfast train --resume {run_dir}` goes on" if resumable else "it cannot be resumed without a replay buffer"
     return f"what was learned is in {run_dir}; {way}"
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sacfast.config import SACConfig
-from sacfast.engines import METRICS, GpuEngine, GpuEngines, UpdateSettings, Work, check_device, make_engine
+from sacfast.engines import METRICS, GpuEngines, UpdateSettings, Work, check_device, make_engine
 from sacfast.learner import (
     LearnerGroup,
     Replay,
@@ -130,13 +130,13 @@ class FusedLearner:
         those from before that update.
         """
         check_update_arguments(replay, gradient_steps, self.config.batch_size)
-        sums = torch.zeros(len(self.metric_names), dtype=self.actor.flat.dtype, device=self.device)
+        sums = torch.zeros(len(METRICS), dtype=torch.float64, device=self.device)
         left = gradient_steps
         while left > 0:
             steps = min(left, self._steps_per_call)
             sums += self._run(self._rows_of(replay), self._draw(replay, steps))
             left -= steps
-        return Metrics(self.metric_names, sums / gradient_steps)
+        return self._means(sums, gradient_steps)
 
     def update_batch(self, batch: Batch, next_noise: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """Make one update on `batch`; return its metrics [len(metric_names)].
@@ -148,7 +148,7 @@ class FusedLearner:
         rows = torch.cat([field.reshape(len(field), -1).float() for field in batch], 1).contiguous()
         dtype = self.actor.flat.dtype
         given = (None if each is None else each.to(dtype).contiguous() for each in (next_noise, noise))
-        return self._run(rows, torch.arange(len(rows), device=self.device)[None], *given)
+        return self._reported_of(self._run(rows, torch.arange(len(rows), device=self.device)[None], *given))
 
     def wait(self) -> None:
         """Wait for the updates under way. Raises FloatingPointError as `update`."""
@@ -231,11 +231,15 @@ class FusedLearner:
     def _run(
         self, rows: Tensor, index: Tensor, next_noise: Tensor | None = None, noise: Tensor | None = None
     ) -> Tensor:
-        """Make one update for each row of `index`; return the sums of the metrics."""
-        return self._reported_of(self._engine.run(rows, index, next_noise, noise, self.actor.flat.detach()))
+        """Make one update for each row of `index`; return the sums of the metrics [len(METRICS)] float64."""
+        return self._engine.run(rows, index, next_noise, noise, self.actor.flat.detach())
+
+    def _means(self, sums: Tensor, gradient_steps: int) -> Metrics:
+        """Return the metrics that this learner reports, as means over the updates."""
+        return Metrics(self.metric_names, self._reported_of(sums) / gradient_steps)
 
     def _reported_of(self, metrics: Tensor) -> Tensor:
-        """Pick from all metrics of an engine those that this learner reports."""
+        """Pick those that this learner reports from all metrics of an engine."""
         return metrics[self._reported].to(self.actor.flat.dtype)
 
     def _draw(self, replay: Replay, steps: int) -> Tensor:
@@ -298,35 +302,32 @@ class FusedGroup(LearnerGroup):
             learner._engine = engine
             learner.load_state_dict(state)
 
-    def update(self, replays: Sequence[Replay], gradient_steps: Sequence[int]) -> list[Metrics | Exception]:
+    def update(self, work: Mapping[int, tuple[Replay, int]]) -> dict[int, Metrics | Exception]:
         """See `LearnerGroup.update`. A failure is known, and returned, later: see `FusedLearner`."""
         self._engines.look()
-        tasks = list(zip(self.learners, self._engines.seats, replays, gradient_steps, strict=True))
-        failures = [outcome_of(self._check, *task) for task in tasks]
-        left = [0 if failure else steps for failure, steps in zip(failures, gradient_steps, strict=True)]
-        sums = torch.zeros(len(tasks), len(METRICS), dtype=torch.float64, device=self.learners[0].device)
-        while any(left):
-            now = [min(steps, learner._steps_per_call) for steps, learner in zip(left, self.learners, strict=True)]
-            sums += self._engines.run(
-                [
-                    Work(learner._rows_of(replay), learner._draw(replay, steps), learner.actor.flat.detach())
-                    if steps
-                    else None
-                    for learner, replay, steps in zip(self.learners, replays, now, strict=True)
-                ]
-            )
-            left = [before - made for before, made in zip(left, now, strict=True)]
-        return [
-            failure or Metrics(learner.metric_names, learner._reported_of(each) / steps)
-            for failure, learner, each, steps in zip(failures, self.learners, sums, gradient_steps, strict=True)
-        ]
+        failures = {number: outcome_of(self._check, number, *task) for number, task in work.items()}
+        left = {number: 0 if failures[number] else steps for number, (_, steps) in work.items()}
+        sums = torch.zeros(len(self.learners), len(METRICS), dtype=torch.float64, device=self.learners[0].device)
+        while any(left.values()):
+            now = {number: min(steps, self.learners[number]._steps_per_call) for number, steps in left.items()}
+            calls: list[Work | None] = [None] * len(self.learners)
+            for number, steps in now.items():
+                if steps:
+                    learner, replay = self.learners[number], work[number][0]
+                    rows, index = learner._rows_of(replay), learner._draw(replay, steps)
+                    calls[number] = Work(rows, index, learner.actor.flat.detach())
+            sums += self._engines.run(calls)
+            left = {number: steps - now[number] for number, steps in left.items()}
+        return {
+            number: failures[number] or self.learners[number]._means(sums[number], steps)
+            for number, (_, steps) in work.items()
+        }
 
-    @staticmethod
-    def _check(learner: FusedLearner, engine: GpuEngine, replay: Replay, gradient_steps: int) -> None:
-        """Raise what an earlier update of this learner has met, and what is wrong with its arguments."""
-        engine.check()
-        check_update_arguments(replay, gradient_steps, learner.config.batch_size)
-        learner._rows_of(replay)
+    def _check(self, number: int, replay: Replay, gradient_steps: int) -> None:
+        """Raise what an earlier update of a learner has met, and what is wrong with its arguments."""
+        self._engines.seats[number].check()
+        check_update_arguments(replay, gradient_steps, self.learners[number].config.batch_size)
+        self.learners[number]._rows_of(replay)
 
 
 def _settings(observation_dim: int, action_dim: int, config: SACConfig) -> UpdateSettings:

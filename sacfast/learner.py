@@ -110,15 +110,12 @@ class LearnerGroup:
         """Take at least one learner."""
         self.learners = tuple(learners)
 
-    def update(self, replays: Sequence[Replay], gradient_steps: Sequence[int]) -> list[Metrics | Exception]:
-        """Make so many updates of each learner, from its own replay buffer.
+    def update(self, work: Mapping[int, tuple[Replay, int]]) -> dict[int, Metrics | Exception]:
+        """Make updates of some learners: by the number of each, its replay buffer and its gradient steps.
 
-        Returns what `Learner.update` returns or raises, for each: a learner that fails stops none of the others.
+        Returns what `Learner.update` returns or raises, for each: one that fails stops none of the others.
         """
-        return [
-            outcome_of(learner.update, replay, steps)
-            for learner, replay, steps in zip(self.learners, replays, gradient_steps, strict=True)
-        ]
+        return {number: outcome_of(self.learners[number].update, *task) for number, task in work.items()}
 
 
 def side_by_side(learners: Sequence[Learner]) -> LearnerGroup:
@@ -136,7 +133,8 @@ def side_by_side(learners: Sequence[Learner]) -> LearnerGroup:
         if kind != kinds[0]:
             raise ValueError(f"learners: expected a group that differs in seeds alone, got {kinds[0]} and {kind}")
     fused = [each for each in learners if isinstance(each, FusedLearner)]
-    return FusedGroup(fused) if fused and fused[0].device.type == "cuda" else LearnerGroup(learners)
+    is_one_launch = len(fused) > 1 and fused[0].device.type == "cuda"
+    return FusedGroup(fused) if is_one_launch else LearnerGroup(learners)
 
 
 def outcome_of(

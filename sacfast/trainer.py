@@ -3,7 +3,8 @@
     actions -> environments -> transitions -> replay -> updates -> actor parameters -> policy -> actions
 
 What is due of the updates runs while the environments carry out the actions that were just sent, on the
-transitions stored so far.
+transitions stored so far. The loop asks for them (it is a generator), so that several models can take their steps in
+turns and have their updates made together: `learn_together`.
 
 A checkpoint of a run holds all that the rest of the run depends on, but for the environments, which cannot be saved:
 they are closed at every checkpoint, and fresh ones opened from seeds that follow from the run's seed and their count,
@@ -22,7 +23,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -38,7 +39,8 @@ from sacfast.callbacks import Callback, overriding
 from sacfast.config import SACConfig, TrainConfig
 from sacfast.envs import EnvironmentFault, EnvSpec, EpisodeStatistics, VectorEnv, environment_seeds, make_env
 from sacfast.evaluate import EvaluationResult, evaluate, record_video
-from sacfast.learner import make_learner
+from sacfast.learner import LearnerGroup, make_learner, side_by_side
+from sacfast.memory import check_fits
 from sacfast.metrics import (
     CHECKPOINTS,
     CONFIG_FILE,
@@ -180,24 +182,7 @@ class SAC:
             SystemExit: with code 143 at SIGTERM, after everything was written; a second SIGTERM ends the process.
             OSError: the files at the end could not be written. During the run that is a warning.
         """
-        count = self.train_config.total_timesteps if total_timesteps is None else total_timesteps
-        if total_timesteps is None and self._resumed:
-            count = max(0, count - self.timesteps)  # 0: the run was killed at its end, and lacks its summary
-        elif count < 1:
-            raise ValueError(f"total_timesteps: expected an int >= 1, got {count!r}")
-        with _torch_threads(ACTING_THREADS), _Stop() as stop:
-            run = _Run(self, self._claim_logger(), stop, tuple(callbacks), last=self.timesteps + count)
-            try:
-                self._collect(run, stop)
-            except Exception as error:
-                self._close_env()  # in an unknown state: a later call starts with fresh environments
-                self._finish(run, "environment_fault" if isinstance(error, EnvironmentFault) else "failed")
-                raise
-            self._finish(run, stop.status)
-        if stop.signal == signal.SIGINT:
-            raise KeyboardInterrupt
-        if stop.signal is not None:
-            raise SystemExit(128 + stop.signal)
+        _learn([self], LearnerGroup([self.learner]), total_timesteps, callbacks)
         return self
 
     def predict(self, observation: np.ndarray, deterministic: bool = True) -> FloatArray:
@@ -419,15 +404,27 @@ class SAC:
                 checkpoint.tidy(train.run_dir / CHECKPOINTS, self.timesteps)
         return self._logger
 
-    def _collect(self, run: _Run, stop: _Stop) -> None:
-        """Step, store and update until `run.last` transitions are there or something asks to stop."""
+    def _last_timestep(self, total_timesteps: int | None) -> int:
+        """Return how many transitions there are after a call of `learn`."""
+        count = self.train_config.total_timesteps if total_timesteps is None else total_timesteps
+        if total_timesteps is None and self._resumed:
+            return max(count, self.timesteps)  # the latter: the run was killed at its end, and lacks its summary
+        if count < 1:
+            raise ValueError(f"total_timesteps: expected an int >= 1, got {count!r}")
+        return self.timesteps + count
+
+    def _collect(self, run: _Run) -> Generator[int, Metrics | None, None]:
+        """Step, store and update until `run.last` transitions are there or something asks to stop.
+
+        Yields how many gradient updates are to be made now, at least once a step, and is sent their metrics.
+        """
         progress = self._progress
         latest: Transition | None = None  # of the step before; stored while the environments work on the next
-        while progress.timesteps < run.last and not stop.requested:
+        while progress.timesteps < run.last and not run.stop.requested:
             env = self._open_env()
             env.send(self._choose_action(self._observation))
             self._store(latest)
-            self._update(run, stop)
+            yield from self._update(run)
             result = env.recv()
             self._observation = result.observation
             latest = _first_rows(result.transition, run.last - progress.timesteps)
@@ -438,10 +435,10 @@ class SAC:
             if progress.timesteps >= run.next_event:
                 self._store(latest)
                 latest = None
-                self._update(run, stop)
+                yield from self._update(run)
                 if progress.timesteps >= run.next_report:
-                    run.report(may_evaluate=not stop.requested)
-                if run.next_checkpoint <= progress.timesteps < run.last and not stop.requested:
+                    run.report(may_evaluate=not run.stop.requested)
+                if run.next_checkpoint <= progress.timesteps < run.last and not run.stop.requested:
                     try:
                         self._checkpoint(run)
                     except OSError as error:
@@ -460,18 +457,20 @@ class SAC:
             return self._exploration.random(shape, dtype=np.float32) * np.float32(2) - np.float32(1)
         return self.policy.act(observation)
 
-    def _update(self, run: _Run, stop: _Stop) -> None:
-        """Do the gradient updates that are due, once the replay buffer can fill a minibatch."""
+    def _update(self, run: _Run) -> Generator[int, Metrics | None, None]:
+        """Ask for the gradient updates that are due, once the replay buffer can fill a minibatch."""
         progress = self._progress
         due = self._schedule.due(progress.collected) - (self.learner.gradient_updates - progress.first_update)
         if due <= 0 or len(self.replay) < self.config.batch_size:
+            yield 0
             return
-        with _torch_threads(self._update_threads):
-            while due > 0 and not stop.requested:
-                steps = min(due, run.updates_per_call)
-                progress.update_metrics = self.learner.update(self.replay, gradient_steps=steps)
-                due -= steps
-                run.updated(progress.update_metrics)
+        while due > 0 and not run.stop.requested:
+            steps = min(due, run.updates_per_call)
+            metrics = yield steps
+            assert metrics is not None, "updates were made"
+            progress.update_metrics = metrics
+            due -= steps
+            run.updated(metrics)
 
     def _checkpoint(self, run: _Run) -> None:
         """Write the run's checkpoint, with all that `resume` needs, and remove those that are too many.
@@ -516,6 +515,96 @@ class SAC:
             _LOG.warning("no checkpoint at %d transitions: %s", self.timesteps, error)  # what failed first is raised
         else:
             run.close(status)
+
+
+def learn_together(
+    models: Sequence[SAC], total_timesteps: int | None = None, callbacks: Sequence[Callback] = ()
+) -> None:
+    """Let models that differ in their seeds alone learn side by side in this process, each as `SAC.learn` has it.
+
+    They take their steps in turns, so that the environments of all are at work at the same time. On a GPU the fused
+    updates of all are made by the same launches: several seeds take little longer than one. A model's result is that
+    of learning alone, on a GPU to rounding. One that fails ends, and the others go on.
+
+    Args:
+        models: of one task, configuration, backend and device.
+        total_timesteps: transitions to collect, for each.
+        callbacks: called for every model, which is their first argument; what ends a run ends that model's alone.
+
+    Raises:
+        ValueError: models that differ in more, or more than a launch serves (64), or too large replay buffers for the
+            memory.
+        Exception: what ended the first model that failed, when all have ended; otherwise as `SAC.learn`.
+    """
+    models = list(models)
+    if len(set(map(id, models))) < len(models) or not models:
+        raise ValueError(f"models: expected one or more, each once, got {models}")
+    for model in models:
+        if model.spec.env_id != models[0].spec.env_id:
+            raise ValueError(f"models: expected one task, got {models[0].spec.env_id!r} and {model.spec.env_id!r}")
+    if models[0].device.type == "cpu":  # where memory is given untouched: each for itself may have seemed to fit
+        untouched = sum(each.replay.rows[len(each.replay) :].nbytes for each in models)
+        check_fits(f"num_seeds: {len(models)} replay buffers", untouched, models[0].device)
+    _learn(models, side_by_side([each.learner for each in models]), total_timesteps, callbacks)
+
+
+def _learn(
+    models: Sequence[SAC], group: LearnerGroup, total_timesteps: int | None, callbacks: Sequence[Callback]
+) -> None:
+    """Run the loops of all models step by step, and make the updates that they ask for together."""
+    lasts = [each._last_timestep(total_timesteps) for each in models]
+    with _torch_threads(ACTING_THREADS), _Signals() as signals:
+        bars: Sequence[int | None] = [None] if len(models) == 1 else range(len(models))
+        loops = {
+            number: _Loop(_Run(model, model._claim_logger(), _Stop(signals), tuple(callbacks), last, bar))
+            for number, (model, last, bar) in enumerate(zip(models, lasts, bars, strict=True))
+        }
+        failures: list[Exception] = []
+        outcomes: dict[int, Metrics | Exception] = {}
+        while loops:
+            for number, loop in list(loops.items()):
+                try:
+                    loop.advance(outcomes.get(number))
+                except Exception as error:
+                    if len(loops) > 1:
+                        _LOG.warning("seed %d: %s; the others go on", models[number].train_config.seed, error)
+                    failures.append(error)
+                if loop.has_ended:
+                    del loops[number]
+            with _torch_threads(models[0]._update_threads):
+                outcomes = group.update(
+                    {number: (models[number].replay, loop.steps) for number, loop in loops.items() if loop.steps}
+                )
+    if failures:
+        raise failures[0]
+    if signals.number == signal.SIGINT:
+        raise KeyboardInterrupt
+    if signals.number is not None:
+        raise SystemExit(128 + signals.number)
+
+
+class _Loop:
+    """A model's loop from one request for updates to the next, and how it ends."""
+
+    def __init__(self, run: _Run) -> None:
+        self.has_ended = False
+        self.steps = 0  # gradient updates that are asked for
+        self._run = run
+        self._steps = run.model._collect(run)
+
+    def advance(self, outcome: Metrics | Exception | None) -> None:
+        """Go on with what became of the updates. Raises what has ended the loop before its time."""
+        try:
+            self.steps = self._steps.throw(outcome) if isinstance(outcome, Exception) else self._steps.send(outcome)
+        except StopIteration:
+            self.has_ended = True
+            self._run.model._finish(self._run, self._run.stop.status)
+        except Exception as error:
+            self.has_ended = True
+            self._run.model._close_env()  # in an unknown state: a later call starts with fresh environments
+            status = "environment_fault" if isinstance(error, EnvironmentFault) else "failed"
+            self._run.model._finish(self._run, status)
+            raise
 
 
 class UpdateSchedule:
@@ -590,13 +679,22 @@ class _Run:
     """One call of `learn` as its user sees it: metrics, evaluations, callbacks, progress and the summary."""
 
     def __init__(
-        self, model: SAC, logger: MetricsLogger, stop: _Stop, callbacks: tuple[Callback, ...], last: int
+        self,
+        model: SAC,
+        logger: MetricsLogger,
+        stop: _Stop,
+        callbacks: tuple[Callback, ...],
+        last: int,
+        bar: int | None,
     ) -> None:
-        """Start the clock of a call that ends when the model has collected `last` transitions."""
+        """Start the clock of a call that ends when the model has collected `last` transitions.
+
+        `bar` is the number of its progress bar, None where there is but one.
+        """
         self.logger = logger
         self.last = last
-        self._model = model
-        self._stop = stop
+        self.model = model
+        self.stop = stop
         self._on_step = overriding(callbacks, "on_step")
         self._on_update = overriding(callbacks, "on_update")
         self._on_evaluation = overriding(callbacks, "on_evaluation")
@@ -609,6 +707,8 @@ class _Run:
             initial=model.timesteps,
             unit="step",
             dynamic_ncols=True,
+            desc=None if bar is None else f"seed {model.train_config.seed}",
+            position=bar,
             mininterval=REFRESH_SECONDS,
             disable=not model.train_config.progress,
         )
@@ -622,7 +722,7 @@ class _Run:
     def count(self, transition: Transition, episodes: EpisodeStatistics) -> None:
         """Take in one step of the environments: transitions stored, episodes ended."""
         if len(episodes.return_):
-            progress = self._model._progress
+            progress = self.model._progress
             progress.returns.extend(episodes.return_.tolist())
             progress.lengths.extend(episodes.length.tolist())
             progress.episodes += len(episodes.return_)
@@ -630,20 +730,20 @@ class _Run:
         if time.perf_counter() - self._start >= self._refresh_mark.seconds + REFRESH_SECONDS:
             self._refresh()
         for callback in self._on_step:
-            self._heed(callback.on_step(self._model, transition, episodes))
+            self._heed(callback.on_step(self.model, transition, episodes))
 
     def updated(self, metrics: Metrics) -> None:
         """Take in one call of the learner."""
         for callback in self._on_update:
-            self._heed(callback.on_update(self._model, metrics))
+            self._heed(callback.on_update(self.model, metrics))
 
     def _heed(self, answer: bool | None) -> None:
         if answer is False:
-            self._stop.by_callback()
+            self.stop.by_callback()
 
     def report(self, may_evaluate: bool) -> None:
         """Write a line of metrics, with an evaluation where one is due."""
-        model, progress = self._model, self._model._progress
+        model, progress = self.model, self.model._progress
         evaluation = None
         if may_evaluate and model.train_config.evaluation_episodes and model.timesteps >= self._next_evaluation:
             evaluation = self._evaluate()
@@ -675,7 +775,7 @@ class _Run:
 
     def _evaluate(self) -> EvaluationResult:
         """Evaluate; keep the policy if none was better."""
-        model, progress = self._model, self._model._progress
+        model, progress = self.model, self.model._progress
         result = model.evaluate(model.train_config.evaluation_episodes)
         progress.evaluation = {
             "eval_return_mean": result.mean,
@@ -693,12 +793,12 @@ class _Run:
 
     def report_rest(self) -> None:
         """Write the last line of metrics, if the run was cut short between two."""
-        if self._reported_step != self._model.timesteps and self._model._saved_step != self._model.timesteps:
+        if self._reported_step != self.model.timesteps and self.model._saved_step != self.model.timesteps:
             self.report(may_evaluate=False)
 
     def close(self, status: str) -> None:
         """End the progress bar and write the summary."""
-        model, train = self._model, self._model.train_config
+        model, train = self.model, self.model.train_config
         self._refresh()
         self._progress.close()
         updates, seconds = model.learner.gradient_updates, max(model.wall_seconds, 1e-9)
@@ -729,11 +829,11 @@ class _Run:
 
     def plan_checkpoint(self) -> None:
         """Set the transitions at which the next checkpoint is due."""
-        every = self._model.checkpoint_every if self._model.train_config.run_dir is not None else 0
-        self.next_checkpoint = (self._model.timesteps // every + 1) * every if every else math.inf
+        every = self.model.checkpoint_every if self.model.train_config.run_dir is not None else 0
+        self.next_checkpoint = (self.model.timesteps // every + 1) * every if every else math.inf
 
     def _warn_of_cut_episodes(self) -> None:
-        model, limit = self._model, self._model.spec.max_episode_steps
+        model, limit = self.model, self.model.spec.max_episode_steps
         steps = model.checkpoint_every / model.train_config.num_envs
         if self.next_checkpoint < self.last and limit is not None and steps < limit:
             _LOG.warning(
@@ -745,21 +845,21 @@ class _Run:
 
     def _plan_reports(self) -> None:
         """Set the transitions at which the next line, and the next evaluation, are due."""
-        step, train = self._model.timesteps, self._model.train_config
+        step, train = self.model.timesteps, self.model.train_config
         every = train.evaluate_every or self.last
         self._next_evaluation = min((step // every + 1) * every, self.last)
         self.next_report = min((step // train.log_interval + 1) * train.log_interval, self._next_evaluation)
 
     def _refresh(self) -> None:
         """Show the return and the update rate; tqdm itself shows steps, steps per second and the ETA."""
-        mark, returns = self._mark(), self._model._progress.returns
+        mark, returns = self._mark(), self.model._progress.returns
         postfix = {"return": f"{_mean(returns):.1f}"} if returns else {}
         postfix["updates/s"] = f"{mark.updates_per_second(self._refresh_mark):.0f}"
         self._progress.set_postfix(postfix, refresh=False)
         self._refresh_mark = mark
 
     def _mark(self) -> _Mark:
-        model = self._model
+        model = self.model
         return _Mark(time.perf_counter() - self._start, model.timesteps, model.learner.gradient_updates)
 
 
@@ -778,21 +878,32 @@ class _Mark(NamedTuple):
 
 
 class _Stop:
-    """What asks a run to end: the first Ctrl-C or SIGTERM, or a callback. A second signal has its usual effect."""
+    """What asks a run to end: a signal, which ends all runs, or a callback."""
 
-    def __init__(self) -> None:
-        self.requested = False
-        self.signal: int | None = None
+    def __init__(self, signals: _Signals) -> None:
+        self._signals = signals
+        self._by_callback = False
+
+    @property
+    def requested(self) -> bool:
+        return self._by_callback or self._signals.number is not None
 
     @property
     def status(self) -> str:
         """How a run ends that did not fail, in the words of the summary."""
-        if self.signal is not None:
+        if self._signals.number is not None:
             return "interrupted"
-        return "stopped" if self.requested else "completed"
+        return "stopped" if self._by_callback else "completed"
 
     def by_callback(self) -> None:
-        self.requested = True
+        self._by_callback = True
+
+
+class _Signals:
+    """Takes note of the first Ctrl-C or SIGTERM. A second one has its usual effect."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
 
     def __enter__(self) -> Self:
         self._previous = {}
@@ -805,7 +916,7 @@ class _Stop:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
 
     def _request(self, number: int, _frame: FrameType | None) -> None:
-        self.requested, self.signal = True, number
+        self.number = number
         for each, handler in _USUAL_EFFECT.items():
             signal.signal(each, handler)
 

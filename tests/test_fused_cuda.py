@@ -10,8 +10,9 @@ from torch import Tensor
 
 from sacfast.config import SACConfig
 from sacfast.fused import FusedLearner
-from sacfast.learner import make_learner
+from sacfast.learner import make_learner, side_by_side
 from sacfast.replay import ReplayBuffer
+from sacfast.types import Metrics
 
 pytestmark = pytest.mark.cuda
 State = dict[str, Tensor]
@@ -184,3 +185,22 @@ class ReplayBufferOnHost(ReplayBuffer):
         super().__init__(B, O, A)
         batch = random_batch(0)
         self.add(*batch[:4], batch.terminated.bool())
+
+
+def test_learners_side_by_side_end_as_each_does_alone() -> None:
+    seeds = (3, 4, 5)
+    group, alone = ([FusedLearner(O, A, make_config(), device="cuda", seed=seed) for seed in seeds] for _ in range(2))
+    together = side_by_side(group)
+    replays, own_replays = ([filled() for _ in seeds] for _ in range(2))
+    for steps in ((2, 2, 2), (1, 0, 3), (0, 1, 0), (32, 30, 31)):
+        outcomes = together.update({i: (replays[i], count) for i, count in enumerate(steps) if count})
+        for number, count in enumerate(steps):
+            if count:
+                expected = alone[number].update(own_replays[number], count)
+                outcome = outcomes[number]
+                assert isinstance(outcome, Metrics)
+                assert outcome.to_dict() == expected.to_dict()
+    for learner, expected in zip(group, alone, strict=True):
+        learner.wait()
+        assert torch.equal(learner.actor.flat, expected.actor.flat)
+        assert_states_equal(host(learner.state_dict()), host(expected.state_dict()))

@@ -125,7 +125,7 @@ def test_the_package_file_holds_only_names() -> None:
 
 
 def test_the_public_names_are_there_and_no_others() -> None:
-    expected = {"SAC", "ReplayBuffer", "SACConfig", "__version__", "make_learner", "ops"}
+    expected = {"SAC", "ReplayBuffer", "SACConfig", "__version__", "learn_together", "make_learner", "ops"}
     assert set(sacfast.__all__) == expected
     assert all(getattr(sacfast, name) is not None for name in expected)
     assert expected <= set(dir(sacfast))

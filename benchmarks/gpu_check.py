@@ -66,6 +66,11 @@ def stages(folder: Path) -> Iterator[Stage]:
     update = folder / "update_cuda.json"
     measure = ["--device", "cuda", "--threads", "1", "--rounds", "8", "--seconds", "0.5", "--output", str(update)]
     yield Stage("updates on cuda", python("-m", "sacfast", "benchmark", "update", *measure), result=update)
+    large = folder / "update_large_cuda.json"
+    sizes = ["--hidden-sizes", "1024", "1024", "--batch-size", "8192", "--peak", "bfloat16"]
+    names = ["--only", "fused_bfloat16", "fused_tf32", "reference_compiled_graph"]
+    measure = [*sizes, *names, "--device", "cuda", "--threads", "1", "--rounds", "5", "--output", str(large)]
+    yield Stage("large updates on cuda", python("-m", "sacfast", "benchmark", "update", *measure), result=large)
     run_dir = folder / "run"
     task = ["--env-id", "HalfCheetah-v5", "--num-envs", "64", "--total-timesteps", "100000", "--device", "cuda"]
     train = python("-m", "sacfast", "train", *task, "--no-progress", "--run-dir", str(run_dir))

@@ -251,6 +251,8 @@ def test_the_update_benchmark_writes_a_table_and_a_file(tmp_path: Path, capsys: 
         (["update", "--threads", "10000"], "threads: expected 1 to "),
         (["update", "--rounds", "0"], "rounds: expected a number > 0, got 0"),
         (["update", "--seconds", "nan"], "seconds: expected a number > 0, got nan"),
+        (["update", "--batch-size", "0"], "batch_size: expected a number > 0, got 0"),
+        (["update", "--hidden-sizes", "8", "-1"], "hidden_sizes: expected a number > 0, got -1"),
         (["update", "--sweep", "--profile"], "expected at most one of --sweep, --profile and --only"),
         (["train", "--rounds", "0"], "rounds: expected a number > 0, got 0"),
         (["train", "--threads", "0"], "threads: expected 1 to "),
@@ -309,6 +311,13 @@ def test_our_own_contenders_make_the_updates_that_they_count(name: str, monkeypa
 
 
 @pytest.mark.usefixtures("_threads_restored")
+def test_updates_of_several_seeds_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    work = contenders.UPDATE["fused_10_seeds"].build(TINY, 1)
+    assert work.measure(0.0).amount == 10 * TINY.updates_per_call
+
+
+@pytest.mark.usefixtures("_threads_restored")
 def test_training_contenders_count_transitions_and_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contenders, "STEPS_PER_CALL", 8)
     problem = TrainProblem("Pendulum-v1", num_envs=4, backend="reference")
@@ -325,6 +334,8 @@ def test_every_device_has_its_contenders() -> None:
         *(
             "fused",
             "fused_tf32",
+            "fused_bfloat16",
+            "fused_10_seeds",
             "reference",
             "reference_graph",
             "reference_compiled_graph",

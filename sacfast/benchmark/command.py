@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sacfast.benchmark.problems import UpdateProblem
 from sacfast.cli import UsageError, parse
 
 
@@ -60,11 +61,11 @@ class CollectOptions:
 class UpdateOptions:
     """Time one gradient update by this package and by others, in turns, and the share of the device's peak.
 
-    Without other options, O=17, A=6, hidden 256-256, batch 256. Each contender works in a process of its own.
+    Each contender works in a process of its own.
     """
 
-    device: str = "cpu"
-    """Where the updates are made: "cpu", "cuda" or "cuda:N"."""
+    problem: UpdateProblem = dataclasses.field(default_factory=UpdateProblem)
+    """The update: its sizes, by default those of HalfCheetah, and where it is made."""
     threads: tuple[int, ...] = (1, 2)
     """Numbers of threads, each measured on as many cores."""
     rounds: int | None = None
@@ -87,6 +88,10 @@ class UpdateOptions:
         for name in ("rounds", "seconds"):
             if getattr(self, name) is not None:
                 _check_positive(name, getattr(self, name))
+        for name in ("observation_dim", "action_dim", "batch_size"):
+            _check_positive(name, getattr(self.problem, name))
+        for units in self.problem.hidden_sizes:
+            _check_positive("hidden_sizes", units)
         if self.sweep + self.profile + bool(self.only) > 1:
             raise ValueError("expected at most one of --sweep, --profile and --only")
 
@@ -210,12 +215,12 @@ def _update(arguments: Sequence[str]) -> int:
     options = parse("benchmark update", UpdateOptions, arguments)
 
     from sacfast.benchmark import bench_update, contenders, report
-    from sacfast.benchmark.problems import UpdateProblem
 
-    _require_device(options.device)
-    if options.profile and options.device != "cpu":
+    problem = options.problem
+    _require_device(problem.device)
+    if options.profile and problem.device != "cpu":
         raise UsageError("profile: expected --device cpu; the phases of a CUDA graph are for a profiler such as nsys")
-    names = contenders.contenders_of(options.device)
+    names = contenders.contenders_of(problem.device)
     if unknown := sorted(set(options.only) - set(names)):
         raise UsageError(f"only: expected some of {', '.join(names)}, got {', '.join(unknown)}")
     if options.sweep:
@@ -224,12 +229,12 @@ def _update(arguments: Sequence[str]) -> int:
     seconds = options.seconds or (0.5 if options.sweep else 1.5)
     rows = []
     for threads in options.threads:
-        for problem in bench_update.sweep(options.device) if options.sweep else [UpdateProblem(device=options.device)]:
+        for each in bench_update.sweep(problem.device) if options.sweep else [problem]:
             if options.profile:
-                row = bench_update.measure_profile(problem, threads, rounds, seconds)
+                row = bench_update.measure_profile(each, threads, rounds, seconds)
                 table = report.profile_table(row)
             else:
-                row = bench_update.measure(problem, threads, rounds, seconds, options.only or names)
+                row = bench_update.measure(each, threads, rounds, seconds, options.only or names)
                 table = report.update_table(row)
             rows.append(row)
             print(f"{table}\n", flush=True)

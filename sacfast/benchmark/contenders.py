@@ -73,6 +73,33 @@ def _fused_tf32(problem: UpdateProblem, threads: int) -> Work:
     return Work(_updates(*_learner(problem, threads, backend="fused", matmul_precision="tf32"), problem))
 
 
+def _fused_bfloat16(problem: UpdateProblem, threads: int) -> Work:
+    """The native update with the operands of its matrix products rounded to bfloat16."""
+    return Work(_updates(*_learner(problem, threads, backend="fused", matmul_precision="bfloat16"), problem))
+
+
+SEEDS = 10
+
+
+def _fused_seeds(problem: UpdateProblem, threads: int) -> Work:
+    """The native updates of several learners side by side, counted together."""
+    import torch
+
+    from sacfast.learner import side_by_side
+
+    learners, replays = zip(*(_learner(problem, threads, backend="fused") for _ in range(SEEDS)), strict=True)
+    group, steps = side_by_side(learners), problem.updates_per_call
+
+    def chunk() -> float:
+        for outcome in group.update({number: (replay, steps) for number, replay in enumerate(replays)}).values():
+            if isinstance(outcome, Exception):
+                raise outcome
+        torch.cuda.synchronize(problem.device)
+        return SEEDS * steps
+
+    return Work(repeat(chunk))
+
+
 def _reference(problem: UpdateProblem, threads: int) -> Work:
     """The same update in eager torch, without the fused ops."""
     learner, replay = _learner(problem, threads, backend="reference", fused_ops=False)
@@ -159,11 +186,12 @@ MATRIX = 8192
 
 
 def _peak_gpu(problem: UpdateProblem, _: int) -> Work:
-    """The GPU's rate of a large product of float32 matrices, without TF32."""
+    """The GPU's rate of a large product of matrices of the problem's kind; of float32 without TF32."""
     import torch
 
-    torch.backends.cuda.matmul.allow_tf32 = False
-    left = torch.randn(MATRIX, MATRIX, device=problem.device)
+    torch.backends.cuda.matmul.allow_tf32 = problem.peak == "tf32"
+    dtype = torch.bfloat16 if problem.peak == "bfloat16" else torch.float32
+    left = torch.randn(MATRIX, MATRIX, device=problem.device, dtype=dtype)
 
     def chunk() -> float:
         torch.mm(left, left)
@@ -228,6 +256,8 @@ ANY = ("cpu", "cuda")
 UPDATE: Mapping[str, Contender[UpdateProblem]] = {
     FUSED: Contender(_fused, devices=ANY),
     "fused_tf32": Contender(_fused_tf32, devices=("cuda",)),
+    "fused_bfloat16": Contender(_fused_bfloat16, devices=("cuda",)),
+    f"fused_{SEEDS}_seeds": Contender(_fused_seeds, devices=("cuda",)),
     REFERENCE: Contender(_reference, devices=ANY),
     "reference_compiled": Contender(_reference_compiled),
     "reference_graph": Contender(_reference_graph, devices=("cuda",)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 TRANSITIONS = 20_000
 """Random transitions in the replay buffer of every contender of `update`."""
@@ -20,11 +21,18 @@ CALL_FLOPS = 17.4e9
 class UpdateProblem:
     """One gradient update: a critic, an actor, a temperature and a target step on one minibatch."""
 
-    observation_dim: int = 17  # HalfCheetah's sizes
+    observation_dim: int = 17
+    """Numbers in an observation; the default is HalfCheetah's."""
     action_dim: int = 6
+    """Numbers in an action."""
     hidden_sizes: tuple[int, ...] = (256, 256)
+    """Units of each hidden layer."""
     batch_size: int = 256
+    """Transitions in a minibatch."""
     device: str = "cpu"
+    """Where the updates are made: "cpu", "cuda" or "cuda:N"."""
+    peak: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """In what a GPU's peak, that of a large product of matrices, is measured."""
 
     def __post_init__(self) -> None:
         """Store a list, which JSON makes of a tuple, as a tuple."""

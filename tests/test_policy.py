@@ -1,7 +1,11 @@
+import contextlib
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
 
+from sacfast import policy as policy_module
 from sacfast.networks import ACTIVATIONS, Actor
 from sacfast.policy import Policy
 
@@ -199,3 +203,42 @@ def test_an_actor_in_another_dtype_is_refused():
 def test_exploration_noise_is_checked(deterministic, noise, message):
     with pytest.raises(ValueError, match=f"exploration_noise: {message}"):
         Policy(make_actor(), deterministic, exploration_noise=noise)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("fields", [{}, {"deterministic": True}, {"deterministic": True, "exploration_noise": 0.3}])
+def test_the_graph_acts_as_eager_calls_do(fields):
+    actor = Actor(O, A, (16, 8), device=torch.device("cuda"), generator=torch.Generator().manual_seed(0))
+    graph, eager = (Policy(actor, seed=4, **fields) for _ in range(2))
+    eager._eager_calls.update(dict.fromkeys((16, 3), -(10**6)))
+    for call in range(10):
+        for rows in (16, 3):
+            np.testing.assert_array_equal(graph.act(observations(rows, call)), eager.act(observations(rows, call)))
+        actor.flat.mul_(1.01)  # as an update changes it: in place
+    assert set(graph._graphs) == {16, 3}
+    assert not eager._graphs
+    assert graph.act(observations(0)).shape == (0, A)
+
+
+class Recorded:
+    """Stands in for a CUDA graph: says what was asked of it."""
+
+    made: ClassVar[list[tuple[int, ...]]] = []
+
+    def __init__(self, act, observation, generator):
+        Recorded.made.append(tuple(observation.shape))
+        self._act = act
+
+    def act(self, observation):
+        return self._act(torch.from_numpy(observation)).numpy()
+
+
+def test_a_graph_is_recorded_for_numbers_of_rows_that_come_back(monkeypatch):
+    monkeypatch.setattr(policy_module, "_ActingGraph", Recorded)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(Recorded, "made", [])
+    policy, expected = (Policy(make_actor(), seed=4) for _ in range(2))
+    for rows in [16] * 4 + [0] * 9 + [3, 2, 1, 16, 3]:
+        observation = observations(rows)
+        np.testing.assert_array_equal(policy._act_on_gpu(observation), expected.act(observation))
+    assert Recorded.made == [(16, O)]

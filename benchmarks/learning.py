@@ -59,21 +59,24 @@ class Experiment:
 
 
 THREE = (1, 2, 3)
+TEN = tuple(range(1, 11))
 PENDULUM = ("Pendulum-v1", 10_000, THREE, -200.0)
 # v1 fixes the temperature at 1 and scales the reward instead (arXiv 1801.01290, Table 1).
 V1 = ("--value-network", "--alpha", "1.0", "--reward-scale", "5.0")
 # The paper's interval of 1000 leaves 9 copies in so short a run.
 HARD = ("--target-update", "hard", "--target-update-interval", "200")
+INVERTED_PENDULUM = Experiment("inverted_pendulum", "InvertedPendulum-v5", 20_000, THREE, 900.0)
 BOTH_BACKENDS = (
     Experiment("pendulum", *PENDULUM),
     Experiment("pendulum_1_env", *PENDULUM, ("--num-envs", "1")),
     Experiment("pendulum_value_network", *PENDULUM, V1),
     Experiment("pendulum_hard_target", *PENDULUM, HARD),
-    Experiment("inverted_pendulum", "InvertedPendulum-v5", 20_000, THREE, 900.0),
+    INVERTED_PENDULUM,
     Experiment("halfcheetah", "HalfCheetah-v5", 50_000, (1,), 1500.0),
 )
 EXPERIMENTS = (
-    *BOTH_BACKENDS,
+    # One of three seeds fell before its last evaluation: ten say how often that is.
+    *(replace(each, seeds=TEN) if each is INVERTED_PENDULUM else each for each in BOTH_BACKENDS),
     Experiment("halfcheetah_300k", "HalfCheetah-v5", 300_000, (1, 2), 5000.0, of_each=True),
     Experiment("inverted_double_pendulum", "InvertedDoublePendulum-v5", 60_000, THREE, 8000.0),
     Experiment("hopper", "Hopper-v5", 150_000, THREE, 1500.0),

@@ -571,10 +571,10 @@ def _learn(
                     failures.append(error)
                 if loop.has_ended:
                     del loops[number]
-            with _torch_threads(models[0]._update_threads):
-                outcomes = group.update(
-                    {number: (models[number].replay, loop.steps) for number, loop in loops.items() if loop.steps}
-                )
+            outcomes = {}
+            if work := {number: (models[number].replay, loop.steps) for number, loop in loops.items() if loop.steps}:
+                with _torch_threads(models[0]._update_threads):
+                    outcomes = group.update(work)
     if failures:
         raise failures[0]
     if signals.number == signal.SIGINT:

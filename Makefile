@@ -135,4 +135,4 @@ gpu-check:
 	$(PYTHON) -m benchmarks.gpu_check
 
 clean:
-	rm -rf $(VENV) $(CUDA_VENV) $(PEERS_VENV) build *.egg-info sacfast/_ops.so sacfast/_C.*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(CUDA_VENV) $(PEERS_VENV) build *.egg-info sacfast/_ops.so sacfast/_C.*.so sacfast/_collect.*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

@@ -18,10 +18,10 @@ ROOT = Path(__file__).parent.resolve()
 
 
 class CMakeBuild(build_ext):
-    """Builds the native libraries, both by one call of CMake, and puts them beside the Python files that load them."""
+    """Builds the native libraries, by one CMake build, and puts them beside the Python files that load them."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Configure, compile and place `_ops.so` or `_C`; whatever the other call has built is not built again."""
+        """Configure, compile and place one library; what the calls before it have built is not built again."""
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
         arguments = [
@@ -53,6 +53,6 @@ def _cmake() -> str:
 setup(
     packages=find_packages(include=["sacfast", "sacfast.*"]),
     package_data={"sacfast": ["py.typed", "*.pyi"]},
-    ext_modules=[Extension("sacfast._ops", sources=[]), Extension("sacfast._C", sources=[])],
+    ext_modules=[Extension(f"sacfast.{name}", sources=[]) for name in ("_ops", "_C", "_collect")],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -693,7 +693,7 @@ def test_a_library_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch,
 
 NO_MODULE = """
 import sys
-sys.modules["sacfast._C"] = None
+sys.modules["sacfast.MODULE"] = None
 from sacfast import cli
 sys.exit(cli.main("train --env-id Pendulum-v1 --run-dir /nowhere/run".split()))
 """
@@ -704,7 +704,8 @@ NO_LEVEL = "import sys; from sacfast import cli; sys.exit(cli.main(['doctor']))"
 def programs() -> Iterator[dict[str, subprocess.Popen[str]]]:
     """Tests in a process of their own: they start, which takes seconds, while the other tests run."""
     paths = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-    scripts = {"fork": (FORK, {}), "module": (NO_MODULE, {}), "level": (NO_LEVEL, {"SACFAST_CPU_LEVEL": "sse9"})}
+    scripts = {"fork": (FORK, {}), "level": (NO_LEVEL, {"SACFAST_CPU_LEVEL": "sse9"})}
+    scripts |= {module: (NO_MODULE.replace("MODULE", module), {}) for module in ("_C", "_collect")}
     started = {
         name: subprocess.Popen(
             [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script],  # of fork(), Python 3.12
@@ -728,11 +729,12 @@ def outcome(program: subprocess.Popen[str]) -> tuple[int, str, str]:
     return program.returncode, output, errors
 
 
-def test_a_native_module_that_is_not_there_is_refused(programs: dict[str, subprocess.Popen[str]]) -> None:
-    code, _, errors = outcome(programs["module"])
+@pytest.mark.parametrize("module", ["_C", "_collect"])
+def test_a_native_module_that_is_not_there_is_refused(programs: dict[str, subprocess.Popen[str]], module: str) -> None:
+    code, _, errors = outcome(programs[module])
     assert code == cli.FAILED
     assert errors.count("\n") == 1
-    assert "the native module _C is not built for this Python" in errors
+    assert f"the native module {module} is not built for this Python" in errors
     assert "pip install" in errors
 
 

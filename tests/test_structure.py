@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,14 @@ CSRC = ROOT / "csrc"
 # `envs`, `replay`, `learner` (with its backends) and `policy` are the parts that `trainer` carries data
 # between. None knows another one; what they share is here.
 PARTS = ({"envs"}, {"replay"}, {"learner", "fused", "engines", "reference"}, {"policy"})
+NATIVE = ("_C", "_collect")
 FOUNDATIONS = {"types", "config", "memory", "networks", "ops", "_ext"}
 # Foundations, from the bottom: each may import only those before it.
 ALLOWED = {
     "types": set(),
     "config": set(),
     "memory": set(),
-    "_ext": set(),
+    "_ext": {"_collect"},
     "ops": {"_ext"},
     "networks": {"types", "config", "memory", "ops"},
     "checkpoint": set(),
@@ -58,7 +60,7 @@ def imported_parts(source: str, package: str = "sacfast") -> Iterator[str]:
             if top == "sacfast":
                 part = rest.partition(".")[0]
                 # A name of the package that is no module, such as __version__.
-                known = (PACKAGE / part).is_dir() or (PACKAGE / f"{part}.py").exists() or part in ("", "_C")
+                known = (PACKAGE / part).is_dir() or (PACKAGE / f"{part}.py").exists() or part in ("", *NATIVE)
                 yield part if known else ""
 
 
@@ -101,6 +103,10 @@ def test_only_the_fused_backend_knows_the_native_module() -> None:
     parts = {part_of(path) for path in modules()}
     assert {part for part in parts if "_C" in imports_of(part)} == {"engines"}
     assert {part for part in parts if "engines" in imports_of(part)} == {"fused"}
+
+
+def test_only_the_loader_of_native_code_knows_the_module_of_collection() -> None:
+    assert {part for part in map(part_of, modules()) if "_collect" in imports_of(part)} == {"_ext"}
 
 
 def test_only_the_trainer_sees_all_parts() -> None:
@@ -169,18 +175,18 @@ def reaches(path: Path, layer: str) -> list[str]:
 
 
 def test_the_native_sources_are_found() -> None:
-    assert {path.relative_to(CSRC).parts[0] for path in native_sources()} == {"core", "ops", "update"}
+    assert {path.relative_to(CSRC).parts[0] for path in native_sources()} == {"core", "ops", "update", "collect"}
     assert any(includes(path) for path in native_sources())
 
 
 def test_core_includes_nothing_above_it() -> None:
     for path in (CSRC / "core").rglob("*"):
         if path.is_file():
-            assert not reaches(path, "ops") + reaches(path, "update"), path
+            assert not [name for layer in ("ops", "update", "collect") for name in reaches(path, layer)], path
 
 
-@pytest.mark.parametrize(("layer", "other"), [("ops", "update"), ("update", "ops")])
-def test_ops_and_update_include_nothing_of_each_other(layer: str, other: str) -> None:
+@pytest.mark.parametrize(("layer", "other"), list(permutations(("ops", "update", "collect"), 2)))
+def test_what_stands_on_core_includes_nothing_of_each_other(layer: str, other: str) -> None:
     for path in (CSRC / layer).rglob("*"):
         if path.is_file():
             assert not reaches(path, other), path
@@ -205,14 +211,14 @@ def included_closure(path: Path) -> set[str]:
     return names
 
 
-def test_kernels_core_and_update_reach_no_torch_header() -> None:
+def test_kernels_core_and_modules_reach_no_torch_header() -> None:
     kernels = [path for path in native_sources() if path.suffix == ".cu" or path.stem.endswith("_cpu")]
     core = [path for path in native_sources() if CSRC / "core" in path.parents]
-    update = [path for path in native_sources() if CSRC / "update" in path.parents]  # its bindings too
+    modules = [path for path in native_sources() if path.relative_to(CSRC).parts[0] in ("update", "collect")]
     assert kernels
     assert core
-    assert update
-    for path in kernels + core + update:
+    assert modules  # their bindings too
+    for path in kernels + core + modules:
         assert not [name for name in included_closure(path) if re.match(r"(torch|ATen|c10)/", name)], path
 
 

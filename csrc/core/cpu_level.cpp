@@ -43,6 +43,8 @@ CpuLevel cpu_level() {
   return level;
 }
 
+CpuLevel cpu_level_for_short_calls() { return cpu_level() == CpuLevel::kAvx512 ? CpuLevel::kAvx2 : cpu_level(); }
+
 const char* cpu_level_name(CpuLevel level) {
   switch (level) {
     case CpuLevel::kAvx512:

@@ -12,6 +12,11 @@ enum class CpuLevel { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
 // build lacks is refused with an exception (std::runtime_error), never replaced silently.
 CpuLevel cpu_level();
 
+// The level for a few microseconds of arithmetic now and then, at most kAvx2. Where scalar code ran before, the first
+// 512-bit multiply-adds make Intel's processors change their clock: for some 100 us they run at a fraction of their
+// speed, and for milliseconds after all code of that core runs slower.
+CpuLevel cpu_level_for_short_calls();
+
 const char* cpu_level_name(CpuLevel level);
 
 // Every level that is compiled in and that this processor can run.
@@ -29,9 +34,9 @@ std::vector<std::string> available_cpu_levels();
   namespace avx512 {             \
   __VA_ARGS__;                   \
   }
-#define SACFAST_CALL_CPU(function, ...)             \
+#define SACFAST_CALL_CPU_AT(level, function, ...)   \
   do {                                              \
-    switch (::sacfast::cpu_level()) {               \
+    switch (level) {                                \
       case ::sacfast::CpuLevel::kAvx512:            \
         ::sacfast::avx512::function(__VA_ARGS__);   \
         break;                                      \
@@ -48,7 +53,8 @@ std::vector<std::string> available_cpu_levels();
   namespace baseline {           \
   __VA_ARGS__;                   \
   }
-#define SACFAST_CALL_CPU(function, ...) ::sacfast::baseline::function(__VA_ARGS__)
+#define SACFAST_CALL_CPU_AT(level, function, ...) ::sacfast::baseline::function(__VA_ARGS__)
 #endif
+#define SACFAST_CALL_CPU(function, ...) SACFAST_CALL_CPU_AT(::sacfast::cpu_level(), function, __VA_ARGS__)
 
 }  // namespace sacfast

@@ -7,6 +7,8 @@
 // never recovered from the action. V is a float, a double or a vector of floats.
 #pragma once
 
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 
 #include "math.h"
@@ -16,6 +18,13 @@ namespace sacfast {
 
 // How a network's raw output becomes a log standard deviation.
 enum class LogStdBounding : int { kNone = 0, kClamp = 1, kTanh = 2 };
+
+inline LogStdBounding bounding_of(const std::string& name) {
+  if (name == "none") return LogStdBounding::kNone;
+  if (name == "clamp") return LogStdBounding::kClamp;
+  if (name == "tanh") return LogStdBounding::kTanh;
+  throw std::invalid_argument("log_std_bounding: expected 'none', 'clamp' or 'tanh', got '" + name + "'");
+}
 
 namespace SACFAST_ISA {
 

@@ -28,13 +28,6 @@ const T* checked(const char* name, const Array<T>& array, const std::vector<py::
   return array.data();
 }
 
-LogStdBounding bounding_of(const std::string& name) {
-  if (name == "none") return LogStdBounding::kNone;
-  if (name == "clamp") return LogStdBounding::kClamp;
-  if (name == "tanh") return LogStdBounding::kTanh;
-  throw std::invalid_argument("log_std_bounding: expected 'none', 'clamp' or 'tanh', got '" + name + "'");
-}
-
 Precision precision_of(const std::string& name) {
   if (name == "float32") return Precision::kFloat32;
   if (name == "tf32") return Precision::kTf32;

@@ -91,12 +91,13 @@ class _Wiretap:
     def __init__(self, pool: Any, alter: Any = lambda received: received) -> None:
         self.pool, self.alter, self.sent = pool, alter, []
 
-    def send(self, action: dict[str, np.ndarray]) -> None:
-        self.sent.append(action)
-        self.pool.send(action)
+    def _send(self, values: list[np.ndarray]) -> None:
+        self.sent.append(dict(zip(self.pool._action_keys, values, strict=True)))
+        self.pool._send(values)
 
-    def recv(self) -> Any:
-        return self.alter(self.pool.recv())
+    def _recv(self) -> Any:
+        received = dict(zip(self.pool._state_keys, self.pool._recv(), strict=True))
+        return list(self.alter(received).values())
 
 
 @pytest.fixture
@@ -553,10 +554,8 @@ def test_large_finite_values_are_no_fault(register):
 
 @pytest.mark.parametrize("batch_size", [4, 2])
 def test_a_non_finite_reward_of_the_pool_is_a_fault(batch_size):
-    def poison(received: Any) -> Any:
-        observation, reward, terminated, truncated, info = received
-        reward = np.where(info["env_id"] == 2, np.float32(np.nan), reward)
-        return observation, reward, terminated, truncated, info
+    def poison(received: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return received | {"reward": np.where(received["info:env_id"] == 2, np.float32(np.nan), received["reward"])}
 
     def step_often(env: VectorEnv) -> None:
         for action in _random_actions(env, 20):

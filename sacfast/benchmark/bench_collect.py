@@ -19,7 +19,7 @@ from sacfast.trainer import SAC
 
 
 class BarePool:
-    """EnvPool with nothing around it, stepped the fastest way it has."""
+    """EnvPool with nothing around it, stepped the fastest way that it offers to its users: `send` and `recv`."""
 
     def __init__(self, spec: EnvSpec, num_envs: int, threads: int, steps: int) -> None:
         """Make the task, and actions for `steps` steps, distributed as an untrained policy's."""

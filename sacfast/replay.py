@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sacfast._ext import collect
 from sacfast.memory import check_fits
 from sacfast.types import Batch, BoolArray, FloatArray
 
@@ -109,12 +110,14 @@ class ReplayBuffer:
             ValueError: a field has another shape or device, or N exceeds the capacity.
         """
         fields = (observation, action, reward, next_observation, terminated)
-        count = self._check(fields)
         with self._turn:
-            if self._host_columns is not None:
-                self._write_host(self._host_columns, _host_arrays(fields), count)
-            else:
-                self._write_device(fields, count)
+            count = -1 if self._host_rows is None else collect.write_rows(self._host_rows, self._position, *fields)
+            if count < 0:
+                count = self._check(fields)
+                if self._host_columns is not None:
+                    self._write_host(self._host_columns, _host_arrays(fields), count)
+                else:
+                    self._write_device(fields, count)
             self._position = (self._position + count) % self.capacity
             self._size = min(self._size + count, self.capacity)
 

@@ -22,9 +22,10 @@ class Actor:
         log_std_bounding: str,
         log_std_low: float,
         log_std_high: float,
+        most_rows: int,
     ) -> None: ...
     def act(self, observation: Any) -> _Float32Array | None:
-        """Return actions [n, A] float32 for a dense float32 [n, O]; None for anything else."""
+        """Return actions [n, A] float32 for a dense float32 [n, O], n <= most_rows; None for anything else."""
 
 def flatten(leaves: list[_Array], rows: int, dimension: int) -> _Float32Array | None:
     """Return float32 [rows, dimension]: the columns of all leaves; None unless they are dense, float32 or float64."""

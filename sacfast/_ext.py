@@ -8,17 +8,6 @@ from typing import Any
 
 import torch
 
-try:
-    from sacfast import _collect
-except ImportError as error:
-    raise ImportError(
-        f"sacfast: the native module _collect is not built for this Python ({error}); "
-        "run `pip install --no-build-isolation -e .` in the source tree"
-    ) from error
-
-collect = _collect
-"""The native calls of collection, see csrc/collect/collect_bind.cpp."""
-
 LIBRARY = Path(__file__).with_name("_ops.so")
 
 OLDEST_GPU = (8, 0)

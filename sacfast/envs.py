@@ -30,7 +30,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import SyncVectorEnv
 
-from sacfast._ext import collect
+from sacfast import collect
 from sacfast.types import BoolArray, FloatArray, IntArray, Transition
 
 Float64Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]

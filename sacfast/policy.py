@@ -11,14 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sacfast import ops
-from sacfast._ext import collect
+from sacfast import collect, ops
 from sacfast.networks import ACTIVATIONS, Actor
 from sacfast.types import FloatArray
 
 EAGER_CALLS = 3
 """Calls for a number of rows on a GPU before a CUDA graph is recorded for it: libraries set themselves up in the
 first, and an evaluation whose episodes end one by one has many numbers of rows."""
+
+
+NATIVE_ROWS = 64
+"""Most rows for which acting is one native call on the CPU; with more of them torch's products are faster."""
 
 
 class Policy:
@@ -65,7 +68,7 @@ class Policy:
         if self._device.type == "cpu" and self._activation is ACTIVATIONS["relu"] and not exploration_noise:
             parameters = [parameter.detach().numpy() for parameter in actor.parameters()]
             noise_state = None if deterministic else self._noise_state.numpy()
-            self._native = collect.Actor(parameters, noise_state, log_std_bounding, *log_std_bounds)
+            self._native = collect.Actor(parameters, noise_state, log_std_bounding, *log_std_bounds, NATIVE_ROWS)
         *self._hidden, (weight, bias) = _transposed_layers(actor)
         # The head's first half is the mean, all that a deterministic policy needs.
         outputs = actor.action_dim if deterministic else 2 * actor.action_dim
@@ -78,14 +81,12 @@ class Policy:
 
         Raises TypeError for anything but a float32 array, ValueError for another shape.
         """
-        if self._native is None:
-            self._check(observation)
-            return self._act_by_torch(observation)
-        action = self._native.act(observation)
-        if action is None:
-            self._check(observation)
+        if self._native is not None and (action := self._native.act(observation)) is not None:
+            return action
+        self._check(observation)
+        if self._native is not None and len(observation) <= NATIVE_ROWS:  # strided, or not aligned
             return self.act(np.array(observation, order="C"))
-        return action
+        return self._act_by_torch(observation)
 
     @torch.inference_mode()
     def _act_by_torch(self, observation: FloatArray) -> FloatArray:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sacfast._ext import collect
+from sacfast import collect
 from sacfast.memory import check_fits
 from sacfast.types import Batch, BoolArray, FloatArray
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from sacfast import _ext
-from sacfast._ext import collect
+from sacfast import _ext, collect
 from sacfast.networks import Actor
 from sacfast.ops import philox_state, tanh_gaussian_rsample
 
@@ -33,7 +32,7 @@ def make_actor(sizes: tuple[int, ...], seed: int = 0) -> Actor:
 
 def native(actor: Actor, state: torch.Tensor | None, bounding: str = "none", bounds: Any = (-20.0, 2.0)) -> Any:
     parameters = [parameter.detach().numpy() for parameter in actor.parameters()]
-    return collect.Actor(parameters, None if state is None else state.numpy(), bounding, *bounds)
+    return collect.Actor(parameters, None if state is None else state.numpy(), bounding, *bounds, 1000)
 
 
 @torch.no_grad()
@@ -114,7 +113,7 @@ def test_a_value_that_is_not_finite_stays_in_its_row(value: float) -> None:
 
 def test_parameters_are_read_where_they_lie_and_kept_alive() -> None:
     parameters = [floats(4, 3), floats(4)]
-    actor = collect.Actor(parameters, None, "none", 0.0, 0.0)
+    actor = collect.Actor(parameters, None, "none", 0.0, 0.0, 1000)
     parameters[0][:] = 0
     parameters[1][:] = 0
     del parameters
@@ -170,7 +169,7 @@ def test_what_cannot_act_is_refused(options: dict[str, Any], message: str) -> No
     }
     given = {**usual, **options}
     with pytest.raises(ValueError, match=message):
-        collect.Actor(given["parameters"], given["noise_state"], given["bounding"], *given["bounds"])
+        collect.Actor(given["parameters"], given["noise_state"], given["bounding"], *given["bounds"], 1000)
 
 
 # ---- Rows of the environments ----------------------------------------------------------------------------------------

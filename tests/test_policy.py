@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from sacfast import ops
 from sacfast import policy as policy_module
 from sacfast.networks import ACTIVATIONS, Actor
 from sacfast.policy import Policy
@@ -242,3 +243,15 @@ def test_a_graph_is_recorded_for_numbers_of_rows_that_come_back(monkeypatch):
         observation = observations(rows)
         np.testing.assert_array_equal(policy._act_on_gpu(observation), expected.act(observation))
     assert Recorded.made == [(16, O)]
+
+
+@pytest.mark.parametrize("rows", [policy_module.NATIVE_ROWS, policy_module.NATIVE_ROWS + 1, 300])
+def test_many_rows_are_sampled_as_few_are(rows):
+    actor, observation = make_actor(), observations(rows)
+    action = Policy(actor, seed=4).act(observation)
+    policy = Policy(actor, seed=4)
+    noise_state = policy._noise_state.clone()
+    mean, log_std = actor(torch.from_numpy(observation))
+    expected, _ = ops.tanh_gaussian_rsample(mean, log_std, generator=noise_state, log_std_bounding="clamp")
+    np.testing.assert_allclose(action, expected.detach().numpy(), rtol=1e-5, atol=1e-6)  # sums of 16 float32 terms
+    assert policy._native.act(observations(policy_module.NATIVE_ROWS + 1)) is None

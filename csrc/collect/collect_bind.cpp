@@ -152,8 +152,13 @@ class Actor {
   // `parameters`: weight [outputs, inputs] and bias [outputs] of each layer. `noise_state` [2]: seed and offset of the
   // noise, or None: the mode. Both are read, and the offset advanced, where they lie.
   Actor(const std::vector<py::array>& parameters, const py::object& noise_state, const std::string& bounding,
-        double low, double high)
-      : parameters_(parameters), noise_state_(noise_state), bounding_(bounding_of(bounding)), low_(low), high_(high) {
+        double low, double high, py::ssize_t most_rows)
+      : parameters_(parameters),
+        noise_state_(noise_state),
+        bounding_(bounding_of(bounding)),
+        low_(low),
+        high_(high),
+        most_rows_(most_rows) {
     if (parameters.empty() || parameters.size() % 2 != 0) {
       throw std::invalid_argument("parameters: expected a weight and a bias for each layer, got " +
                                   std::to_string(parameters.size()) + " arrays");
@@ -186,7 +191,8 @@ class Actor {
 
   py::object act(py::handle observation) const {
     const Dense<float> given(observation);
-    if (!given || given.dims != 2 || given.shape[1] != layers_.front().inputs) return py::none();
+    if (!given || given.dims != 2 || given.shape[0] > most_rows_) return py::none();
+    if (given.shape[1] != layers_.front().inputs) return py::none();
     const std::int64_t action_dim = layers_.back().outputs / 2;
     Matrix action({given.shape[0], static_cast<py::ssize_t>(action_dim)});
     NoiseSource source;
@@ -215,6 +221,7 @@ class Actor {
   py::object noise_state_;
   LogStdBounding bounding_;
   double low_, high_;
+  py::ssize_t most_rows_;
   std::vector<LinearLayer> layers_;
   std::int64_t widest_ = 1;
   std::int64_t* noise_ = nullptr;
@@ -233,8 +240,9 @@ PYBIND11_MODULE(_collect, m) {
   m.def("write_rows", write_rows, py::arg("ring"), py::arg("position"), py::arg("observation"), py::arg("action"),
         py::arg("reward"), py::arg("next_observation"), py::arg("terminated"));
   py::class_<Actor>(m, "Actor")
-      .def(py::init<const std::vector<py::array>&, const py::object&, const std::string&, double, double>(),
-           py::arg("parameters"), py::arg("noise_state"), py::arg("log_std_bounding"), py::arg("log_std_low"),
-           py::arg("log_std_high"))
+      .def(
+          py::init<const std::vector<py::array>&, const py::object&, const std::string&, double, double, py::ssize_t>(),
+          py::arg("parameters"), py::arg("noise_state"), py::arg("log_std_bounding"), py::arg("log_std_low"),
+          py::arg("log_std_high"), py::arg("most_rows"))
       .def("act", &Actor::act, py::arg("observation"));
 }

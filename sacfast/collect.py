@@ -1,0 +1,11 @@
+"""The native calls of collection: the usual case of what happens at every step. See csrc/collect/collect_bind.cpp."""
+
+try:
+    from sacfast._collect import Actor, flatten, rescale, uneventful, write_rows
+except ImportError as error:
+    raise ImportError(
+        f"sacfast: the native module _collect is not built for this Python ({error}); "
+        "run `pip install --no-build-isolation --force-reinstall .` in the source tree"
+    ) from error
+
+__all__ = ["Actor", "flatten", "rescale", "uneventful", "write_rows"]

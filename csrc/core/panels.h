@@ -41,6 +41,12 @@ constexpr std::int64_t panel_count(std::int64_t cols) {
   return (cols + kPanel<T> - 1) / kPanel<T>;
 }
 
+// Vectors that have columns in the first panel of `cols` columns.
+template <class T>
+constexpr std::int64_t vectors_of_panel(std::int64_t cols) {
+  return cols <= kLanes<T> ? 1 : 2;
+}
+
 template <class T>
 constexpr std::int64_t panel_elements(std::int64_t rows, std::int64_t cols) {
   return panel_count<T>(cols) * rows * kPanel<T>;
@@ -189,6 +195,11 @@ void multiply_rows(Panels<const T> left, std::int64_t rows, std::int64_t depth, 
 template <class T, int kRows, int kVectors>
 __attribute__((noinline)) void multiply_transposed_tile(const T* left, const T* right, std::int64_t depth, bool adds,
                                                         T* sums) {
+  if (adds) {  // from far away, while the product is made
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVectors; ++v) __builtin_prefetch(sums + r * kPanel<T> + v * kLanes<T>);
+    }
+  }
   Tile<T, kRows, kVectors> tile;
   tile.fill(nullptr);
   tile.template add<true>(left, right, depth);
@@ -202,31 +213,37 @@ __attribute__((noinline)) void multiply_transposed_tile(const T* left, const T* 
   }
 }
 
-// Rows summed in one go by multiply_columns: both operands' panels of so many rows stay in the second-level cache.
-constexpr std::int64_t kDepthBlock = 512;
+// What multiply_columns does in one go: so many rows of so many panels of `right` stay in the second-level cache while
+// `left`, which may come from memory, passes by once; and so many rows of a tile's columns in the first-level cache.
+constexpr std::int64_t kDepthBlock = 256;
+constexpr std::int64_t kPanelsTogether = 8;
 
-// For every column i < count of `left` [depth, count] and one panel of `right` [depth, :]: calls
-// finish(first, rows, sums) with sums [rows, kPanel] of left[row, i] * right[row, :], i from `first`. Of a narrow panel
-// only the first vector has columns; the other sums are not set. `scratch` holds [count, kPanel].
+// For every column i < count of `left` [depth, count] and the first `together` panels of `right` [depth, cols]: calls
+// finish(first, rows, panel, sums) with sums [rows, kPanel] of left[row, i] * right[row, :], i from `first`. Sums of
+// vectors without columns are not set. `scratch` holds [together, count, kPanel].
 template <class T, class Finish>
-void multiply_columns(Panels<const T> left, std::int64_t count, std::int64_t depth, const T* right, bool narrow,
-                      T* scratch, const Finish& finish) {
+void multiply_columns(Panels<const T> left, std::int64_t count, std::int64_t depth, Panels<const T> right,
+                      std::int64_t cols, std::int64_t together, T* scratch, const Finish& finish) {
+  const auto tiles = [&](std::int64_t row, std::int64_t rows, std::int64_t first, std::int64_t tile_rows) {
+    const T* columns = left.row(first / kPanel<T>, row) + first % kPanel<T>;
+    for (std::int64_t panel = 0; panel < together; ++panel) {
+      T* sums = scratch + (rows == depth ? 0 : (panel * count + first) * kPanel<T>);
+      with_constant<kTileRows<T>>(tile_rows, [&](auto constant) {
+        constexpr int constant_rows = decltype(constant)::value;
+        if (vectors_of_panel<T>(cols - panel * kPanel<T>) == 1) {
+          multiply_transposed_tile<T, constant_rows, 1>(columns, right.row(panel, row), rows, row > 0, sums);
+        } else {
+          multiply_transposed_tile<T, constant_rows, 2>(columns, right.row(panel, row), rows, row > 0, sums);
+        }
+      });
+      if (row + rows == depth) finish(first, tile_rows, panel, sums);
+    }
+  };
   for_each_piece(0, depth, kDepthBlock, [&](std::int64_t row, std::int64_t rows) {
-    for (std::int64_t panel = 0; panel < panel_count<T>(count); ++panel) {
-      const std::int64_t end = count < (panel + 1) * kPanel<T> ? count : (panel + 1) * kPanel<T>;
-      for_each_piece(panel * kPanel<T>, end, kTileRows<T>, [&](std::int64_t first, std::int64_t tile_rows) {
-        const T* columns = left.row(panel, row) + first % kPanel<T>;
-        T* sums = scratch + (rows == depth ? 0 : first * kPanel<T>);
-        with_constant<kTileRows<T>>(tile_rows, [&](auto constant) {
-          constexpr int constant_rows = decltype(constant)::value;
-          const T* panel_rows = right + row * kPanel<T>;
-          if (narrow) {
-            multiply_transposed_tile<T, constant_rows, 1>(columns, panel_rows, rows, row > 0, sums);
-          } else {
-            multiply_transposed_tile<T, constant_rows, 2>(columns, panel_rows, rows, row > 0, sums);
-          }
-        });
-        if (row + rows == depth) finish(first, tile_rows, sums);
+    for (std::int64_t begin = 0; begin < count; begin += kPanel<T>) {
+      const std::int64_t end = count < begin + kPanel<T> ? count : begin + kPanel<T>;
+      for_each_piece(begin, end, kTileRows<T>, [&](std::int64_t first, std::int64_t tile_rows) {  // in one panel
+        tiles(row, rows, first, tile_rows);
       });
     }
   });

@@ -39,12 +39,20 @@ constexpr const char* kPhaseNames[kPhases] = {
 // Rows worked on together: what a network makes of them stays in the second-level cache, beside its weights.
 constexpr std::int64_t kRowBlock = 70;
 
-// A panel of a layer (or a whole scalar layer), whose gradient and optimiser step one thread does.
+// Panels of a layer (or a whole scalar layer), whose gradient and optimiser step one thread does.
 struct Unit {
   Network network;
   std::size_t layer;
-  std::int64_t panel;
+  std::int64_t panel, panels;
 };
+
+// Most panels of a unit, of so many in a layer. One where the layer's inputs stay in the cache; else several share the
+// way of the inputs through it, but every thread finds some.
+template <class T>
+std::int64_t most_together(std::int64_t panels, std::int64_t input_elements, int threads) {
+  if (input_elements * static_cast<std::int64_t>(sizeof(T)) <= kStaysInCache) return 1;
+  return std::clamp<std::int64_t>(panels / threads, 1, kPanelsTogether);
+}
 
 // Gives units to threads, the largest first and each to the thread with the least to do.
 template <class T>
@@ -58,10 +66,13 @@ std::vector<std::vector<Unit>> share_units(const UpdateState<T>& state, std::ini
   for (const Network network : networks) {
     const std::vector<Layer>& layers = state.network(network).shape.layers;
     for (std::size_t i = 0; i < layers.size(); ++i) {
-      for (std::int64_t panel = 0; panel < (layers[i].scalar ? 1 : panel_count<T>(layers[i].outputs)); ++panel) {
-        const bool narrow = layers[i].outputs - panel * kPanel<T> <= kLanes<T>;
-        units.push_back({{network, i, panel}, (layers[i].inputs + 1) * (narrow ? 1 : 2)});
-      }
+      const std::int64_t panels = layers[i].scalar ? 1 : panel_count<T>(layers[i].outputs);
+      const std::int64_t most = most_together<T>(panels, state.batch * layers[i].inputs, threads);
+      for_each_piece(0, panels, most, [&](std::int64_t panel, std::int64_t count) {
+        const std::int64_t cols = std::min(layers[i].outputs - panel * kPanel<T>, count * kPanel<T>);
+        const std::int64_t vectors = (cols + kLanes<T> - 1) / kLanes<T>;
+        units.push_back({{network, i, panel, count}, (layers[i].inputs + 1) * vectors});
+      });
     }
   }
   std::stable_sort(units.begin(), units.end(), [](const Sized& a, const Sized& b) { return a.products > b.products; });
@@ -117,7 +128,7 @@ class Worker {
         thread_(thread),
         begin_(s_.batch * thread / job.threads),
         end_(s_.batch * (thread + 1) / job.threads),
-        scratch_(static_cast<std::size_t>(s_.widest_input() * kPanel<T>)) {}
+        scratch_(static_cast<std::size_t>(s_.widest_input() * kPanelsTogether * kPanel<T>)) {}
 
   bool profiling = false;
   double seconds[kPhases] = {};
@@ -598,27 +609,44 @@ class Worker {
       step_scalar_layer(layer, input, each.scalar_delta, descend, unit);
     } else {
       const Panels<T> delta = unit.layer == each.shape.hidden() ? each.head_delta : each.deltas[unit.layer];
-      step_panel(layer, input, delta.panel(unit.panel), descend, unit);
-      if (each.is_transposed(unit.layer)) each.transpose(descend.next_parameter, unit.layer, unit.panel);
+      const Panels<const T> mine = {delta.panel(unit.panel), delta.stride};
+      step_weights(layer, input, mine, descend, unit);
+      for (std::int64_t panel = 0; panel < unit.panels; ++panel) step_bias(layer, mine, panel, descend, unit);
     }
   }
 
-  void step_panel(const Layer& layer, Panels<const T> input, const T* delta, const Descent& descend, const Unit& unit) {
-    const std::int64_t cols = layer.outputs - unit.panel * kPanel<T>;
-    const std::int64_t vectors = cols <= kLanes<T> ? 1 : 2;
-    const std::int64_t block = layer.offset + unit.panel * (layer.inputs + 1) * kPanel<T>;
+  static std::int64_t columns_from(const Layer& layer, std::int64_t panel) { return layer.outputs - panel * kPanel<T>; }
+
+  // Where panel `panel` of a layer begins in the parameters.
+  static std::int64_t panel_begin(const Layer& layer, std::int64_t panel) {
+    return layer.offset + panel * (layer.inputs + 1) * kPanel<T>;
+  }
+
+  void step_weights(const Layer& layer, Panels<const T> input, Panels<const T> delta, const Descent& descend,
+                    const Unit& unit) {
+    const std::int64_t cols = columns_from(layer, unit.panel);
     V bad{};
-    multiply_columns(input, layer.inputs, s_.batch, delta, vectors == 1, scratch_.data(),
-                     [&](std::int64_t first, std::int64_t rows, const T* sums) {
-                       bad += descend(block + first * kPanel<T>, sums, rows, vectors);
+    multiply_columns(input, layer.inputs, s_.batch, delta, cols, unit.panels, scratch_.data(),
+                     [&](std::int64_t first, std::int64_t rows, std::int64_t panel, const T* sums) {
+                       const std::int64_t vectors = vectors_of_panel<T>(cols - panel * kPanel<T>);
+                       const std::int64_t begin = panel_begin(layer, unit.panel + panel);
+                       bad += descend(begin + first * kPanel<T>, sums, rows, vectors);
                      });
     check(bad, unit, false);
+    count_flop(s_.batch, layer.inputs * std::min(cols, unit.panels * kPanel<T>));
+  }
+
+  // Of panel `panel` of the unit; then all of the panel is new.
+  void step_bias(const Layer& layer, Panels<const T> delta, std::int64_t panel, const Descent& descend,
+                 const Unit& unit) {
+    const std::int64_t in_layer = unit.panel + panel, vectors = vectors_of_panel<T>(columns_from(layer, in_layer));
     alignas(64) T bias[kPanel<T>];
     for (std::int64_t col = 0; col < vectors * kLanes<T>; col += kLanes<T>) {
-      store(bias + col, sum_rows(delta + col, s_.batch));
+      store(bias + col, sum_rows(delta.panel(panel) + col, s_.batch));
     }
-    check(descend(block + layer.inputs * kPanel<T>, bias, 1, vectors), unit, true);
-    count_flop(s_.batch, layer.inputs * (cols < kPanel<T> ? cols : kPanel<T>));
+    check(descend(panel_begin(layer, in_layer) + layer.inputs * kPanel<T>, bias, 1, vectors), unit, true);
+    LearnedNetwork<T>& each = s_.network(unit.network);
+    if (each.is_transposed(unit.layer)) each.transpose(descend.next_parameter, unit.layer, in_layer);
   }
 
   void step_scalar_layer(const Layer& layer, Panels<const T> input, const T* delta, const Descent& descend,
@@ -699,7 +727,7 @@ class Worker {
   const UpdateSettings& settings_;
   const int thread_;
   const std::int64_t begin_, end_;  // my rows
-  std::vector<T> scratch_;          // a panel of a weight's gradient
+  std::vector<T> scratch_;          // a unit's gradient
   T alpha_ = 0;
   int phase_ = -1;
   Clock::time_point since_;

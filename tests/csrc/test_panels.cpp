@@ -194,29 +194,27 @@ void check_multiply_columns(std::int64_t count, std::int64_t depth, std::int64_t
   Mixer mixer{static_cast<std::uint64_t>(count * 10007 + depth * 101 + cols)};
   Matrix<T> left = random_matrix<T>(mixer, depth, count), right = random_matrix<T>(mixer, depth, cols);
   PanelMatrix<T> left_panels(left, 1), right_panels(right, 1);
-  std::vector<T> scratch(static_cast<std::size_t>(count * kPanel<T>), kMark<T>);
-  for (std::int64_t panel = 0; panel < panel_count<T>(cols); ++panel) {
-    const std::int64_t width = cols - panel * kPanel<T> < kPanel<T> ? cols - panel * kPanel<T> : kPanel<T>;
-    std::int64_t next = 0;
-    int wrong = 0;
-    multiply_columns(left_panels.readable(), count, depth, right_panels.readable().panel(panel), width <= kLanes<T>,
-                     scratch.data(), [&](std::int64_t first, std::int64_t rows, const T* sums) {
-                       EXPECT(first == next && rows >= 1 && rows <= kTileRows<T>);
-                       next = first + rows;
-                       for (std::int64_t i = 0; i < rows; ++i) {
-                         for (std::int64_t col = 0; col < width; ++col) {
-                           T sum = 0;
-                           for (std::int64_t row = 0; row < depth; ++row) {
-                             sum += left.at(row, first + i) * right.at(row, panel * kPanel<T> + col);
-                           }
-                           wrong += sums[i * kPanel<T> + col] != sum;
+  const std::int64_t together = panel_count<T>(cols);
+  std::vector<T> scratch(static_cast<std::size_t>(together * count * kPanel<T>), kMark<T>);
+  std::vector<std::int64_t> next(static_cast<std::size_t>(together), 0);
+  int wrong = 0;
+  multiply_columns(left_panels.readable(), count, depth, right_panels.readable(), cols, together, scratch.data(),
+                   [&](std::int64_t first, std::int64_t rows, std::int64_t panel, const T* sums) {
+                     EXPECT(first == next[static_cast<std::size_t>(panel)] && rows >= 1 && rows <= kTileRows<T>);
+                     next[static_cast<std::size_t>(panel)] = first + rows;
+                     for (std::int64_t i = 0; i < rows; ++i) {
+                       for (std::int64_t col = panel * kPanel<T>; col < cols && col < (panel + 1) * kPanel<T>; ++col) {
+                         T sum = 0;
+                         for (std::int64_t row = 0; row < depth; ++row) {
+                           sum += left.at(row, first + i) * right.at(row, col);
                          }
+                         wrong += sums[i * kPanel<T> + col % kPanel<T>] != sum;
                        }
-                     });
-    if (wrong > 0) std::printf("multiply_columns [%d, %d]^T x panel %d\n", int(depth), int(count), int(panel));
-    EXPECT(wrong == 0);
-    EXPECT(next == count);
-  }
+                     }
+                   });
+  if (wrong > 0) std::printf("multiply_columns [%d, %d]^T x [%d, %d]\n", int(depth), int(count), int(depth), int(cols));
+  EXPECT(wrong == 0);
+  for (const std::int64_t each : next) EXPECT(each == count);
 }
 
 template <class T>

@@ -128,14 +128,6 @@ struct UpdateState {
   }
   bool has(Network name, Part part) const { return network(name).parts[static_cast<int>(part)][0] != nullptr; }
 
-  std::int64_t widest_input() const {
-    std::int64_t widest = 0;
-    for (const LearnedNetwork<T>& each : networks) {
-      for (const Layer& layer : each.shape.layers) widest = layer.inputs > widest ? layer.inputs : widest;
-    }
-    return widest;
-  }
-
   // Brings the transposed weights in line with the parameters that count.
   void transpose_all() {
     for (int index = 0; index < kNetworks; ++index) {

@@ -128,7 +128,7 @@ class Worker {
         thread_(thread),
         begin_(s_.batch * thread / job.threads),
         end_(s_.batch * (thread + 1) / job.threads),
-        scratch_(static_cast<std::size_t>(s_.widest_input() * kPanelsTogether * kPanel<T>)) {}
+        scratch_(static_cast<std::size_t>(scratch_elements())) {}
 
   bool profiling = false;
   double seconds[kPhases] = {};
@@ -620,6 +620,18 @@ class Worker {
   // Where panel `panel` of a layer begins in the parameters.
   static std::int64_t panel_begin(const Layer& layer, std::int64_t panel) {
     return layer.offset + panel * (layer.inputs + 1) * kPanel<T>;
+  }
+
+  // The most that multiply_columns needs for a unit of mine.
+  std::int64_t scratch_elements() const {
+    std::int64_t most = 0;
+    for (const auto* units : {&job_.critic_units, &job_.actor_units}) {
+      for (const Unit& unit : (*units)[static_cast<std::size_t>(thread_)]) {
+        const Layer& layer = s_.network(unit.network).shape.layers[unit.layer];
+        most = std::max(most, layer.inputs * unit.panels * kPanel<T>);
+      }
+    }
+    return most;
   }
 
   void step_weights(const Layer& layer, Panels<const T> input, Panels<const T> delta, const Descent& descend,

@@ -23,6 +23,7 @@ TABLES = {
     "ops": lambda rows: report.ops_table(rows),
     "update": lambda rows: "\n\n".join(map(update_table, rows)),
     "collect": lambda rows: "\n\n".join(map(report.collect_table, rows)),
+    "train": lambda rows: "\n\n".join(map(report.train_table, rows)),
 }
 
 

@@ -33,6 +33,10 @@ constexpr int kTileRows<double> = 4;  // serves tests
 // Bytes that may stay in a second-level cache beside what passes through it.
 constexpr std::int64_t kStaysInCache = 512 << 10;
 
+// Elements of a cache line.
+template <class T>
+constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
+
 // How far ahead of the product its right-hand panel is called into the first-level cache.
 constexpr std::int64_t kRowsAhead = 16;
 
@@ -78,8 +82,9 @@ struct Tile {
 
   // Adds sum over k < count of left(row, k) * right[k, :]. Left is read along its rows, or, transposed, down its
   // columns: element (row, k) is left[row * kPanel + k], or left[k * kPanel + row].
-  template <bool kTransposed>
-  SACFAST_HD void add(const T* left, const T* right, std::int64_t count) {
+  // With kAhead, a line a step from `ahead` on is called into the second-level cache.
+  template <bool kTransposed, bool kAhead = false>
+  SACFAST_HD void add(const T* left, const T* right, std::int64_t count, const T* ahead = nullptr) {
     constexpr std::int64_t panel = kPanel<T>, lanes = kLanes<T>;
     // Two pointers, each amid the rows it serves: so the offsets are short enough for the instructions' short form.
     const T* low = kTransposed ? left : left + 4 * panel;
@@ -93,6 +98,7 @@ struct Tile {
       V columns[kVectors];
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) columns[v] = load<V>(right + v * lanes);
+      if constexpr (kAhead) __builtin_prefetch(ahead + k * kLine<T>, 0, 2);
       if constexpr (!kTransposed) {
         for (int v = 0; v < kVectors; ++v) __builtin_prefetch(right + kRowsAhead * panel + v * lanes);
       }
@@ -191,61 +197,89 @@ void multiply_rows(Panels<const T> left, std::int64_t rows, std::int64_t depth, 
   });
 }
 
-// One tile of multiply_columns, written to `sums` [kRows, kPanel], or added to it.
+// multiply_columns works on so many rows at once of one panel of `left` and one of `right`, which then stay in the
+// first-level cache.
+constexpr std::int64_t kDepthBlock = 128;
+
+// Meanwhile it calls into the second-level cache what will be done with the sums: a list of pieces of memory, as large
+// as the sums of two panels, each during a product of as many rows as the piece has lines.
+template <class T>
+constexpr std::int64_t kPieceLines = kPanel<T> * kPanel<T> <= 16 * kLine<T> ? 16 : kPanel<T> * kPanel<T> / kLine<T>;
+
+template <class T>
+struct Pieces {
+  const T *const *next, *const *end;
+  const T* take() { return next < end ? *next++ : nullptr; }
+};
+
+// One tile of multiply_columns, added to `sums` [kRows, kPanel], or, at first, written there.
 template <class T, int kRows, int kVectors>
-__attribute__((noinline)) void multiply_transposed_tile(const T* left, const T* right, std::int64_t depth, bool adds,
-                                                        T* sums) {
-  if (adds) {  // from far away, while the product is made
+__attribute__((noinline)) void multiply_transposed_tile(const T* left, const T* right, std::int64_t depth,
+                                                        bool at_first, T* sums, Pieces<T>& pieces) {
+  if (!at_first) {  // from far away, while the product is made
     for (int r = 0; r < kRows; ++r) {
       for (int v = 0; v < kVectors; ++v) __builtin_prefetch(sums + r * kPanel<T> + v * kLanes<T>);
     }
   }
   Tile<T, kRows, kVectors> tile;
   tile.fill(nullptr);
-  tile.template add<true>(left, right, depth);
+  for (std::int64_t k = 0; k < depth;) {
+    const T* piece = pieces.take();
+    if (piece == nullptr) {
+      tile.template add<true>(left + k * kPanel<T>, right + k * kPanel<T>, depth - k);
+      break;
+    }
+    const std::int64_t count = depth - k < kPieceLines<T> ? depth - k : kPieceLines<T>;
+    tile.template add<true, true>(left + k * kPanel<T>, right + k * kPanel<T>, count, piece);
+    k += count;
+  }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
       T* out = sums + r * kPanel<T> + v * kLanes<T>;
-      store(out, adds ? VectorOf<T>(load<VectorOf<T>>(out) + tile.sum[r][v]) : tile.sum[r][v]);
+      store(out, at_first ? tile.sum[r][v] : VectorOf<T>(load<VectorOf<T>>(out) + tile.sum[r][v]));
     }
   }
 }
 
-// What multiply_columns does in one go: so many rows of so many panels of `right` stay in the second-level cache while
-// `left`, which may come from memory, passes by once; and so many rows of a tile's columns in the first-level cache.
-constexpr std::int64_t kDepthBlock = 256;
-constexpr std::int64_t kPanelsTogether = 8;
-
 // For every column i < count of `left` [depth, count] and the first `together` panels of `right` [depth, cols]: calls
-// finish(first, rows, panel, sums) with sums [rows, kPanel] of left[row, i] * right[row, :], i from `first`. Sums of
-// vectors without columns are not set. `scratch` holds [together, count, kPanel].
-template <class T, class Finish>
+// finish(first, rows, panel, sums) with sums [rows, kPanel] of left[row, i] * right[row, :], i from `first`: all
+// columns of one panel of `left`, or of its last one. Sums of vectors without columns are not set. It works on
+// `together` panels of `left` at a time; before it begins with those of columns [first, end), pieces_of(first, end)
+// returns what finish will need for them. `scratch` holds [together, together, kPanel, kPanel].
+template <class T, class Finish, class PiecesOf>
 void multiply_columns(Panels<const T> left, std::int64_t count, std::int64_t depth, Panels<const T> right,
-                      std::int64_t cols, std::int64_t together, T* scratch, const Finish& finish) {
-  const auto tiles = [&](std::int64_t row, std::int64_t rows, std::int64_t first, std::int64_t tile_rows) {
-    const T* columns = left.row(first / kPanel<T>, row) + first % kPanel<T>;
-    for (std::int64_t panel = 0; panel < together; ++panel) {
-      T* sums = scratch + (rows == depth ? 0 : (panel * count + first) * kPanel<T>);
-      with_constant<kTileRows<T>>(tile_rows, [&](auto constant) {
-        constexpr int constant_rows = decltype(constant)::value;
-        if (vectors_of_panel<T>(cols - panel * kPanel<T>) == 1) {
-          multiply_transposed_tile<T, constant_rows, 1>(columns, right.row(panel, row), rows, row > 0, sums);
-        } else {
-          multiply_transposed_tile<T, constant_rows, 2>(columns, right.row(panel, row), rows, row > 0, sums);
-        }
-      });
-      if (row + rows == depth) finish(first, tile_rows, panel, sums);
-    }
+                      std::int64_t cols, std::int64_t together, T* scratch, const Finish& finish,
+                      const PiecesOf& pieces_of) {
+  const auto in_steps = [](std::int64_t begin, std::int64_t end, std::int64_t step, const auto& body) {
+    for (; begin < end; begin += step) body(begin, end - begin < step ? end - begin : step);
   };
-  for_each_piece(0, depth, kDepthBlock, [&](std::int64_t row, std::int64_t rows) {
-    for (std::int64_t begin = 0; begin < count; begin += kPanel<T>) {
-      const std::int64_t end = count < begin + kPanel<T> ? count : begin + kPanel<T>;
-      for_each_piece(begin, end, kTileRows<T>, [&](std::int64_t first, std::int64_t tile_rows) {  // in one panel
-        tiles(row, rows, first, tile_rows);
-      });
-    }
+  in_steps(0, count, together * kPanel<T>, [&](std::int64_t begin, std::int64_t columns) {
+    const auto sums = [=](std::int64_t first, std::int64_t panel) {
+      return scratch + ((first - begin) / kPanel<T> * together + panel) * kPanel<T> * kPanel<T>;
+    };
+    Pieces<T> pieces = pieces_of(begin, begin + columns);
+    for_each_piece(0, depth, kDepthBlock, [&](std::int64_t row, std::int64_t rows) {
+      for (std::int64_t panel = 0; panel < together; ++panel) {
+        const bool narrow = vectors_of_panel<T>(cols - panel * kPanel<T>) == 1;
+        in_steps(begin, begin + columns, kPanel<T>, [&](std::int64_t first, std::int64_t panel_columns) {
+          const T* factors = left.row(first / kPanel<T>, row);
+          for_each_piece(0, panel_columns, kTileRows<T>, [&](std::int64_t column, std::int64_t tile_rows) {
+            with_constant<kTileRows<T>>(tile_rows, [&](auto constant) {
+              constexpr int constant_rows = decltype(constant)::value;
+              const auto multiply = narrow ? &multiply_transposed_tile<T, constant_rows, 1>
+                                           : &multiply_transposed_tile<T, constant_rows, 2>;
+              multiply(factors + column, right.row(panel, row), rows, row == 0, sums(first, panel) + column * kPanel<T>,
+                       pieces);
+            });
+          });
+        });
+      }
+    });
+    in_steps(begin, begin + columns, kPanel<T>, [&](std::int64_t first, std::int64_t panel_columns) {
+      for (std::int64_t panel = 0; panel < together; ++panel) finish(first, panel_columns, panel, sums(first, panel));
+    });
   });
 }
 
@@ -253,11 +287,17 @@ void multiply_columns(Panels<const T> left, std::int64_t count, std::int64_t dep
 template <class T>
 SACFAST_HD VectorOf<T> sum_rows(const T* column, std::int64_t depth, const T* weights = nullptr) {
   using V = VectorOf<T>;
-  V sums[4] = {};
-  for (std::int64_t row = 0; row < depth; ++row) {
+  const auto term = [&](std::int64_t row) {
     const V value = load<V>(column + row * kPanel<T>);
-    sums[row % 4] += weights == nullptr ? value : value * broadcast<V>(weights[row]);
+    return weights == nullptr ? value : V(value * broadcast<V>(weights[row]));
+  };
+  V sums[4] = {};
+  std::int64_t row = 0;
+  for (; row + 4 <= depth; row += 4) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) sums[i] += term(row + i);
   }
+  for (int i = 0; row + i < depth; ++i) sums[i] += term(row + i);
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
@@ -301,25 +341,25 @@ SACFAST_HD void transpose_square(const float* from, float* to) {
   for (int row = 0; row < kFloats; ++row) store(to + row * kPanel<float>, rows[row]);
 }
 
-// Writes rows [first_row, first_row + rows) of one panel of `from`, columns [0, cols), to rows [first_out, ...) of the
-// transposed matrix: to(first_out + col, row - first_row) = from(row, col).
+// Writes rows [first_row, first_row + rows) of one panel of `from`, columns [0, cols), to the transposed matrix:
+// to(out_row + col, out_col + row - first_row) = from(row, col).
 template <class T>
 void transpose_panel(const T* from, std::int64_t first_row, std::int64_t rows, std::int64_t cols, Panels<T> to,
-                     std::int64_t first_out) {
+                     std::int64_t out_row, std::int64_t out_col) {
   constexpr std::int64_t lanes = kLanes<T>;
   const T* source = from + first_row * kPanel<T>;
   std::int64_t whole_rows = 0, whole_cols = 0;
   if constexpr (lanes > 1) {
-    whole_rows = rows / lanes * lanes, whole_cols = cols / lanes * lanes;
+    if (out_col % lanes == 0) whole_rows = rows / lanes * lanes, whole_cols = cols / lanes * lanes;
     for (std::int64_t row = 0; row < whole_rows; row += lanes) {
       for (std::int64_t col = 0; col < whole_cols; col += lanes) {
-        transpose_square(source + row * kPanel<T> + col, &to.at(first_out + col, row));
+        transpose_square(source + row * kPanel<T> + col, &to.at(out_row + col, out_col + row));
       }
     }
   }
   for (std::int64_t row = 0; row < rows; ++row) {
     for (std::int64_t col = row < whole_rows ? whole_cols : 0; col < cols; ++col) {
-      to.at(first_out + col, row) = source[row * kPanel<T> + col];
+      to.at(out_row + col, out_col + row) = source[row * kPanel<T> + col];
     }
   }
 }

@@ -3,12 +3,27 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <functional>
 #include <mutex>
 #include <thread>
 #include <vector>
 
 namespace sacfast {
+
+template <class Condition>
+void spin_until(const Condition& condition) {
+  constexpr int many = 2000;  // about 0.1 ms
+  for (int spins = 0; !condition(); ++spins) {
+    if (spins >= many) {
+      std::this_thread::yield();  // more threads than cores: the one that is waited for may need this core
+      continue;
+    }
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+}
 
 // Where all threads of a team wait for each other.
 class Barrier {
@@ -25,27 +40,33 @@ class Barrier {
       round_.store(round + 1, std::memory_order_release);
       return;
     }
-    for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
-      if (spins < kSpins) {
-        pause();
-      } else {
-        std::this_thread::yield();  // more threads than cores: the one that is waited for may need this core
-      }
-    }
+    spin_until([&] { return round_.load(std::memory_order_acquire) != round; });
   }
 
  private:
-  static constexpr int kSpins = 2000;  // about 0.1 ms
-
-  static void pause() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-  }
-
   const int threads_;
   alignas(64) std::atomic<int> waiting_for_;
   alignas(64) std::atomic<unsigned> round_{0};
+};
+
+// Where threads wait until all of a team have passed, once a round; each may do something else in between.
+class Gate {
+ public:
+  explicit Gate(int threads) : threads_(threads) {}
+
+  void pass() { passed_.fetch_add(1, std::memory_order_release); }
+
+  // Until all have passed in this round and in those before; `rounds` counts from 1.
+  void wait(std::int64_t rounds) const {
+    spin_until([&] { return passed_.load(std::memory_order_acquire) >= rounds * threads_; });
+  }
+
+  // For the first round again; no thread may be using it.
+  void reset() { passed_.store(0, std::memory_order_relaxed); }
+
+ private:
+  const int threads_;
+  alignas(64) std::atomic<std::int64_t> passed_{0};
 };
 
 class ThreadTeam {

@@ -27,10 +27,7 @@ class CpuEngine final : public UpdateEngine<T> {
     const Claim claim(*this);
     use_threads(work.threads);
     UpdateOutcome outcome;
-    job_->work = &work;
-    job_->outcome = &outcome;
-    job_->step = 0;
-    job_->failed = false;
+    job_->begin(work, outcome);
     team_->run([this, &work](int thread) {
       Worker<T>& worker = workers_[static_cast<std::size_t>(thread)];
       for (std::int64_t step = 0; step < work.steps; ++step) {

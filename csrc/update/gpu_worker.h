@@ -65,9 +65,8 @@ class GpuWorker {
     critic_heads(HeadUse::kCriticLoss, now_, s_.stored);
     deltas({Network::kQ1, Network::kQ2}, now_);
   }
-  bool critic_loss_is_finite() { return true; }
   void step_critics() { descend({{Network::kQ1, Network::kQ1}, {Network::kQ2, Network::kQ1}}, s_.stored); }
-  bool gradients_are_finite() { return true; }
+  bool critics_are_finite() { return true; }
 
   // ---- 3 to 5 ---------------------------------------------------------------------------------------------------
 

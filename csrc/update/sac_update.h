@@ -27,9 +27,8 @@ bool sac_update(Worker& worker, const UpdateSettings& settings) {
 
   // 2. Critics: one Adam step down sum_i mean (Q_i(x, a) - y)^2 (v1: half of it).
   worker.critics();
-  if (!worker.critic_loss_is_finite()) return false;
   worker.step_critics();
-  if (!worker.gradients_are_finite()) return false;
+  if (!worker.critics_are_finite()) return false;
 
   // 3. Policy: a~, log_prob ~ pi(.|x); soft value v = min_i Q_i(x, a~) - alpha log_prob, with the new critics.
   worker.action();

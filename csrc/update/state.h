@@ -75,13 +75,20 @@ struct LearnedNetwork {
   std::int64_t transposed_first(std::size_t layer) const { return layer == 0 ? first_gradient_input : 0; }
   bool is_transposed(std::size_t layer) const { return transposed[layer].data != nullptr; }
 
-  // Panel `panel` of `layer`, after it changed.
-  void transpose(const T* parameters, std::size_t layer, std::int64_t panel) {
-    const Layer& shape_of = shape.layers[layer];
-    const std::int64_t first = transposed_first(layer), col = panel * kPanel<T>;
-    const std::int64_t cols = shape_of.outputs - col < kPanel<T> ? shape_of.outputs - col : kPanel<T>;
-    transpose_panel(weight_of(shape_of, parameters).panel(panel), first, shape_of.inputs - first, cols,
-                    transposed[layer], col);
+  // Where the transposed weights begin of panel `panel` of `layer` and of its inputs from `input` on.
+  const T* transposed_place(std::size_t layer, std::int64_t panel, std::int64_t input) const {
+    const std::int64_t none = transposed_first(layer);
+    return &transposed[layer].at(panel * kPanel<T>, input < none ? 0 : input - none);
+  }
+
+  // Inputs [begin, end) of panel `panel` of `layer`, after they changed.
+  void transpose(const T* parameters, std::size_t layer, std::int64_t panel, std::int64_t begin, std::int64_t end) {
+    const Layer& of = shape.layers[layer];
+    const std::int64_t none = transposed_first(layer), from = begin < none ? none : begin, col = panel * kPanel<T>;
+    if (from >= end) return;
+    const std::int64_t cols = of.outputs - col < kPanel<T> ? of.outputs - col : kPanel<T>;
+    transpose_panel(weight_of(of, parameters).panel(panel), from, end - from, cols, transposed[layer], col,
+                    from - none);
   }
 };
 
@@ -102,7 +109,7 @@ struct UpdateState {
   T* noise;                          // [B, A]; of a', then of a~
   T* action_gradient;                // [B, A]
   std::int32_t* row_list;            // [B]: each thread's rows of one critic's way back
-  Activations<T> scratch;            // of a network that learns nothing from them
+  Activations<T> scratch;            // of a network that learns nothing from them; no scalar head
   Activations<T> target_scratch[2];  // the same memory, but for the heads: next_q1 and next_q2
 
   explicit UpdateState(const UpdateSettings& wanted)
@@ -135,7 +142,8 @@ struct UpdateState {
       for (std::size_t layer = 0; layer < each.shape.layers.size(); ++layer) {
         if (!each.is_transposed(layer)) continue;
         for (std::int64_t panel = 0; panel < panel_count<T>(each.shape.layers[layer].outputs); ++panel) {
-          each.transpose(part(static_cast<Network>(index), Part::kParameters), layer, panel);
+          each.transpose(part(static_cast<Network>(index), Part::kParameters), layer, panel, 0,
+                         each.shape.layers[layer].inputs);
         }
       }
     }
@@ -157,7 +165,11 @@ struct UpdateState {
     }
     for (T** matrix : {&noise, &action_gradient}) *matrix = arena_.take<T>(batch * actions);
     row_list = arena_.take<std::int32_t>(batch);
-    scratch = lay_out_activations();
+    // What is not needed at the same time shares memory, and so the caches: every thread uses its own rows, and the
+    // actor's gradient comes after all that is made of these.
+    LearnedNetwork<T>& actor = network(Network::kActor);
+    scratch = {actor.activations.hidden, arena_.take_panels<T>(batch, 2 * actions), nullptr};
+    actor.deltas = network(Network::kQ1).deltas;
     for (Activations<T>& each : target_scratch) each = scratch;
     target_scratch[0].scalar = next_q1;
     target_scratch[1].scalar = next_q2;
@@ -180,8 +192,11 @@ struct UpdateState {
     }
     each.activations = lay_out_activations();
     each.deltas.clear();
-    for (const std::int64_t units : settings.hidden_sizes) each.deltas.push_back(arena_.take_panels<T>(batch, units));
-    if (is_actor) each.head_delta = arena_.take_panels<T>(batch, 2 * actions);
+    if (is_actor) {
+      each.head_delta = arena_.take_panels<T>(batch, 2 * actions);
+    } else {
+      for (const std::int64_t units : settings.hidden_sizes) each.deltas.push_back(arena_.take_panels<T>(batch, units));
+    }
     each.scalar_delta = arena_.take<T>(batch);
   }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <initializer_list>
@@ -46,6 +47,9 @@ struct Unit {
   std::int64_t panel, panels;
 };
 
+// Most panels that a unit may have: their gradients for as many columns of the inputs stay in the second-level cache.
+constexpr std::int64_t kPanelsTogether = 8;
+
 // Most panels of a unit, of so many in a layer. One where the layer's inputs stay in the cache; else several share the
 // way of the inputs through it, but every thread finds some.
 template <class T>
@@ -54,37 +58,42 @@ std::int64_t most_together(std::int64_t panels, std::int64_t input_elements, int
   return std::clamp<std::int64_t>(panels / threads, 1, kPanelsTogether);
 }
 
-// Gives units to threads, the largest first and each to the thread with the least to do.
+// The units of some networks, the largest first. Each is done by the first thread that comes for it.
 template <class T>
-std::vector<std::vector<Unit>> share_units(const UpdateState<T>& state, std::initializer_list<Network> networks,
-                                           int threads) {
-  struct Sized {
-    Unit unit;
-    std::int64_t products;
-  };
-  std::vector<Sized> units;
-  for (const Network network : networks) {
-    const std::vector<Layer>& layers = state.network(network).shape.layers;
-    for (std::size_t i = 0; i < layers.size(); ++i) {
-      const std::int64_t panels = layers[i].scalar ? 1 : panel_count<T>(layers[i].outputs);
-      const std::int64_t most = most_together<T>(panels, state.batch * layers[i].inputs, threads);
-      for_each_piece(0, panels, most, [&](std::int64_t panel, std::int64_t count) {
-        const std::int64_t cols = std::min(layers[i].outputs - panel * kPanel<T>, count * kPanel<T>);
-        const std::int64_t vectors = (cols + kLanes<T> - 1) / kLanes<T>;
-        units.push_back({{network, i, panel, count}, (layers[i].inputs + 1) * vectors});
-      });
+class Units {
+ public:
+  Units(const UpdateState<T>& state, std::initializer_list<Network> networks, int threads) {
+    for (const Network network : networks) {
+      const std::vector<Layer>& layers = state.network(network).shape.layers;
+      for (std::size_t i = 0; i < layers.size(); ++i) {
+        const std::int64_t panels = layers[i].scalar ? 1 : panel_count<T>(layers[i].outputs);
+        const std::int64_t most = most_together<T>(panels, state.batch * layers[i].inputs, threads);
+        for_each_piece(0, panels, most,
+                       [&](std::int64_t panel, std::int64_t count) { units_.push_back({network, i, panel, count}); });
+      }
     }
+    const auto products = [&state](const Unit& unit) {
+      const Layer& layer = state.network(unit.network).shape.layers[unit.layer];
+      return layer.inputs *
+             (layer.scalar ? 1 : std::min(layer.outputs - unit.panel * kPanel<T>, unit.panels * kPanel<T>));
+    };
+    std::stable_sort(units_.begin(), units_.end(),
+                     [&](const Unit& a, const Unit& b) { return products(a) > products(b); });
   }
-  std::stable_sort(units.begin(), units.end(), [](const Sized& a, const Sized& b) { return a.products > b.products; });
-  std::vector<std::vector<Unit>> shares(static_cast<std::size_t>(threads));
-  std::vector<std::int64_t> loads(static_cast<std::size_t>(threads), 0);
-  for (const Sized& each : units) {
-    const auto least = std::min_element(loads.begin(), loads.end()) - loads.begin();
-    shares[static_cast<std::size_t>(least)].push_back(each.unit);
-    loads[static_cast<std::size_t>(least)] += each.products;
+
+  // The next unit, or none if all are taken.
+  const Unit* take() {
+    const std::size_t next = taken_.fetch_add(1, std::memory_order_relaxed);
+    return next < units_.size() ? &units_[next] : nullptr;
   }
-  return shares;
-}
+
+  // For the next update; no thread may be taking.
+  void put_back() { taken_.store(0, std::memory_order_relaxed); }
+
+ private:
+  std::vector<Unit> units_;
+  alignas(64) std::atomic<std::size_t> taken_{0};
+};
 
 // The first tensor whose gradient a thread found not to be finite.
 struct alignas(64) BadTensor {
@@ -97,8 +106,9 @@ struct Job {
   UpdateState<T>& state;
   const int threads;
   Barrier barrier;
-  const std::vector<std::vector<Unit>> critic_units, actor_units;  // of each thread
-  std::vector<BadTensor> bad_tensors;                              // of each thread
+  Gate walked[2];  // the critics, forward and backward
+  Units<T> critic_units[2], actor_units;
+  std::vector<BadTensor> bad_tensors;  // of each thread
 
   const UpdateWork<T>* work = nullptr;
   UpdateOutcome* outcome = nullptr;
@@ -111,9 +121,24 @@ struct Job {
       : state(of),
         threads(count),
         barrier(count),
-        critic_units(share_units(of, {Network::kQ1, Network::kQ2}, count)),
-        actor_units(share_units(of, {Network::kActor, Network::kValue}, count)),
+        walked{Gate(count), Gate(count)},
+        critic_units{{of, {Network::kQ1}, count}, {of, {Network::kQ2}, count}},
+        actor_units(of, {Network::kActor, Network::kValue}, count),
         bad_tensors(static_cast<std::size_t>(count)) {}
+
+  void begin(const UpdateWork<T>& on, UpdateOutcome& into) {
+    work = &on;
+    outcome = &into;
+    step = 0;
+    failed = false;
+    for (Gate& gate : walked) gate.reset();
+    put_units_back();
+  }
+
+  void put_units_back() {
+    for (Units<T>& units : critic_units) units.put_back();
+    actor_units.put_back();
+  }
 };
 
 template <class T>
@@ -128,7 +153,9 @@ class Worker {
         thread_(thread),
         begin_(s_.batch * thread / job.threads),
         end_(s_.batch * (thread + 1) / job.threads),
-        scratch_(static_cast<std::size_t>(scratch_elements())) {}
+        scratch_(static_cast<std::size_t>(kPanelsTogether * kPanelsTogether * kPanel<T> * kPanel<T>)) {
+    pieces_.reserve(kPanelsTogether * kPanelsTogether * (Descent::kArrays + 1));
+  }
 
   bool profiling = false;
   double seconds[kPhases] = {};
@@ -190,9 +217,9 @@ class Worker {
 
   // Forward and backward for one block of rows after the other, while its activations are in the cache.
   void critics() {
-    start(Phase::kCritics);
     const T factor = static_cast<T>((settings_.value_network ? 1.0 : 2.0) / static_cast<double>(s_.batch));
     for (const Network critic : kCritics) {
+      start(Phase::kCritics);
       LearnedNetwork<T>& each = s_.network(critic);
       for_each_block([&](std::int64_t row, std::int64_t rows) {
         forward(each.shape, now(critic), s_.stored, row, rows, each.activations, row);
@@ -201,11 +228,22 @@ class Worker {
         }
         scalar_network_backward(each, now(critic), row, rows);
       });
+      job_.walked[index_of(critic)].pass();
     }
   }
 
-  bool critic_loss_is_finite() {
-    return meet([this] {
+  // A thread that is early begins with the first critic, which all have walked by then.
+  void step_critics() {
+    for (const Network critic : kCritics) {
+      start(Phase::kWaiting);
+      job_.walked[index_of(critic)].wait(job_.step + 1);
+      start(Phase::kCriticStep);
+      step_all(job_.critic_units[index_of(critic)], readable(s_.stored));
+    }
+  }
+
+  bool critics_are_finite() {
+    return meet([this]() -> std::string {
       double loss = 0, q_sum = 0, target_sum = 0;
       const T* q1 = s_.network(Network::kQ1).activations.scalar;
       const T* q2 = s_.network(Network::kQ2).activations.scalar;
@@ -219,19 +257,8 @@ class Worker {
       metric(Metric::kQMean) = 0.5 * mean(q_sum);
       metric(Metric::kTargetMean) = mean(target_sum);
       metric(Metric::kAlpha) = alpha_;
-      return std::isfinite(static_cast<T>(metric(Metric::kCriticLoss))) ? "" : "critic_loss";
+      return std::isfinite(static_cast<T>(metric(Metric::kCriticLoss))) ? bad_tensor_of_all() : "critic_loss";
     });
-  }
-
-  void step_critics() {
-    start(Phase::kCriticStep);
-    for (const Unit& unit : job_.critic_units[thread_]) {
-      step(unit, readable(s_.stored), Network::kQ1, settings_.critic_lr);
-    }
-  }
-
-  bool gradients_are_finite() {
-    return meet([this] { return bad_tensor_of_all(); });
   }
 
   // ---- 3 to 5 ---------------------------------------------------------------------------------------------------
@@ -340,10 +367,7 @@ class Worker {
 
   void step_actor() {
     start(Phase::kActorStep);
-    for (const Unit& unit : job_.actor_units[thread_]) {
-      const double lr = unit.network == Network::kValue ? settings_.value_lr : settings_.actor_lr;
-      step(unit, readable(s_.current), unit.network, lr);
-    }
+    step_all(job_.actor_units, readable(s_.current));
   }
 
   // ---- 6 and 7 --------------------------------------------------------------------------------------------------
@@ -364,6 +388,7 @@ class Worker {
                    job_.work->noise != nullptr);
       ++job_.outcome->updates;
       ++job_.step;
+      job_.put_units_back();
       for (int i = 0; i < kMetrics; ++i) job_.outcome->metrics[i] += job_.metrics[i];
       return fault;
     });
@@ -376,6 +401,8 @@ class Worker {
   static constexpr Network kCritics[2] = {Network::kQ1, Network::kQ2};
 
   // ---- Networks -------------------------------------------------------------------------------------------------
+
+  static int index_of(Network critic) { return critic == Network::kQ1 ? 0 : 1; }
 
   T* now(Network network) { return s_.part(network, Part::kParameters); }
 
@@ -578,13 +605,27 @@ class Worker {
       }
       return bad;
     }
+
+    static constexpr std::size_t kArrays = 8;
+
+    // Adds where the state of the parameters from `at` on lies, before and after.
+    void list_memory(std::int64_t at, std::vector<const T*>& list) const {
+      for (const T* each : {parameter, exp_avg, exp_avg_sq}) list.push_back(each + at);
+      for (const T* each : {next_parameter, next_exp_avg, next_exp_avg_sq}) list.push_back(each + at);
+      if (moves_target) list.insert(list.end(), {target + at, next_target + at});
+    }
   };
 
   AdamFactors<T> factors(double lr, std::int64_t step) const {
     return AdamFactors<T>::of(lr, settings_.adam_beta1, settings_.adam_beta2, settings_.adam_eps, step);
   }
 
-  Descent descent(Network network, Network optimizer, double lr) {
+  Descent descent(Network network) {
+    const bool is_critic = network == Network::kQ1 || network == Network::kQ2;
+    const Network optimizer = is_critic ? Network::kQ1 : network;
+    const double lr = is_critic                    ? settings_.critic_lr
+                      : network == Network::kActor ? settings_.actor_lr
+                                                   : settings_.value_lr;
     const std::int64_t step = s_.counters.adam_steps[static_cast<int>(optimizer)] + 1;
     const bool moves_target = s_.has(network, Part::kTarget) && this->moves_target();
     return {s_.part(network, Part::kParameters),
@@ -600,17 +641,21 @@ class Worker {
             static_cast<T>(settings_.hard_target_update ? 1.0 : settings_.tau)};
   }
 
-  void step(const Unit& unit, Panels<const T> network_input, Network optimizer, double lr) {
+  void step_all(Units<T>& units, Panels<const T> network_input) {
+    while (const Unit* unit = units.take()) step(*unit, network_input);
+  }
+
+  void step(const Unit& unit, Panels<const T> network_input) {
     LearnedNetwork<T>& each = s_.network(unit.network);
     const Layer& layer = each.shape.layers[unit.layer];
     const Panels<const T> input = unit.layer == 0 ? network_input : readable(each.activations.hidden[unit.layer - 1]);
-    const Descent descend = descent(unit.network, optimizer, lr);
+    const Descent descend = descent(unit.network);
     if (layer.scalar) {
       step_scalar_layer(layer, input, each.scalar_delta, descend, unit);
     } else {
       const Panels<T> delta = unit.layer == each.shape.hidden() ? each.head_delta : each.deltas[unit.layer];
       const Panels<const T> mine = {delta.panel(unit.panel), delta.stride};
-      step_weights(layer, input, mine, descend, unit);
+      step_weights(each, input, mine, descend, unit);
       for (std::int64_t panel = 0; panel < unit.panels; ++panel) step_bias(layer, mine, panel, descend, unit);
     }
   }
@@ -622,33 +667,34 @@ class Worker {
     return layer.offset + panel * (layer.inputs + 1) * kPanel<T>;
   }
 
-  // The most that multiply_columns needs for a unit of mine.
-  std::int64_t scratch_elements() const {
-    std::int64_t most = 0;
-    for (const auto* units : {&job_.critic_units, &job_.actor_units}) {
-      for (const Unit& unit : (*units)[static_cast<std::size_t>(thread_)]) {
-        const Layer& layer = s_.network(unit.network).shape.layers[unit.layer];
-        most = std::max(most, layer.inputs * unit.panels * kPanel<T>);
-      }
-    }
-    return most;
-  }
-
-  void step_weights(const Layer& layer, Panels<const T> input, Panels<const T> delta, const Descent& descend,
+  void step_weights(LearnedNetwork<T>& each, Panels<const T> input, Panels<const T> delta, const Descent& descend,
                     const Unit& unit) {
+    const Layer& layer = each.shape.layers[unit.layer];
     const std::int64_t cols = columns_from(layer, unit.panel);
+    const bool is_transposed = each.is_transposed(unit.layer);
     V bad{};
-    multiply_columns(input, layer.inputs, s_.batch, delta, cols, unit.panels, scratch_.data(),
-                     [&](std::int64_t first, std::int64_t rows, std::int64_t panel, const T* sums) {
-                       const std::int64_t vectors = vectors_of_panel<T>(cols - panel * kPanel<T>);
-                       const std::int64_t begin = panel_begin(layer, unit.panel + panel);
-                       bad += descend(begin + first * kPanel<T>, sums, rows, vectors);
-                     });
+    multiply_columns(
+        input, layer.inputs, s_.batch, delta, cols, unit.panels, scratch_.data(),
+        [&](std::int64_t first, std::int64_t rows, std::int64_t panel, const T* sums) {
+          const std::int64_t in_layer = unit.panel + panel, vectors = vectors_of_panel<T>(cols - panel * kPanel<T>);
+          bad += descend(panel_begin(layer, in_layer) + first * kPanel<T>, sums, rows, vectors);
+          if (is_transposed) each.transpose(descend.next_parameter, unit.layer, in_layer, first, first + rows);
+        },
+        [&](std::int64_t first, std::int64_t end) {
+          pieces_.clear();
+          for (; first < end; first += kPanel<T>) {
+            for (std::int64_t panel = unit.panel; panel < unit.panel + unit.panels; ++panel) {
+              descend.list_memory(panel_begin(layer, panel) + first * kPanel<T>, pieces_);
+              if (is_transposed) pieces_.push_back(each.transposed_place(unit.layer, panel, first));
+            }
+          }
+          return Pieces<T>{pieces_.data(), pieces_.data() + pieces_.size()};
+        });
     check(bad, unit, false);
     count_flop(s_.batch, layer.inputs * std::min(cols, unit.panels * kPanel<T>));
   }
 
-  // Of panel `panel` of the unit; then all of the panel is new.
+  // Of panel `panel` of the unit.
   void step_bias(const Layer& layer, Panels<const T> delta, std::int64_t panel, const Descent& descend,
                  const Unit& unit) {
     const std::int64_t in_layer = unit.panel + panel, vectors = vectors_of_panel<T>(columns_from(layer, in_layer));
@@ -657,8 +703,6 @@ class Worker {
       store(bias + col, sum_rows(delta.panel(panel) + col, s_.batch));
     }
     check(descend(panel_begin(layer, in_layer) + layer.inputs * kPanel<T>, bias, 1, vectors), unit, true);
-    LearnedNetwork<T>& each = s_.network(unit.network);
-    if (each.is_transposed(unit.layer)) each.transpose(descend.next_parameter, unit.layer, in_layer);
   }
 
   void step_scalar_layer(const Layer& layer, Panels<const T> input, const T* delta, const Descent& descend,
@@ -739,7 +783,8 @@ class Worker {
   const UpdateSettings& settings_;
   const int thread_;
   const std::int64_t begin_, end_;  // my rows
-  std::vector<T> scratch_;          // a unit's gradient
+  std::vector<T> scratch_;          // for a unit's gradient
+  std::vector<const T*> pieces_;    // of memory that it will need
   T alpha_ = 0;
   int phase_ = -1;
   Clock::time_point since_;

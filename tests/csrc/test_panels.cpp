@@ -189,29 +189,39 @@ void check_multiply_rows(std::int64_t rows, std::int64_t depth, std::int64_t col
   EXPECT(out.is_whole());
 }
 
+// `together` panels of the result at a time, as many as the product is asked for.
 template <class T>
 void check_multiply_columns(std::int64_t count, std::int64_t depth, std::int64_t cols) {
   Mixer mixer{static_cast<std::uint64_t>(count * 10007 + depth * 101 + cols)};
   Matrix<T> left = random_matrix<T>(mixer, depth, count), right = random_matrix<T>(mixer, depth, cols);
   PanelMatrix<T> left_panels(left, 1), right_panels(right, 1);
   const std::int64_t together = panel_count<T>(cols);
-  std::vector<T> scratch(static_cast<std::size_t>(together * count * kPanel<T>), kMark<T>);
+  std::vector<T> scratch(static_cast<std::size_t>(together * together * kPanel<T> * kPanel<T>), kMark<T>);
   std::vector<std::int64_t> next(static_cast<std::size_t>(together), 0);
+  // Every number of pieces gives the same sums: none, some, and more than there are products.
+  const std::vector<const T*> memory(static_cast<std::size_t>(40 * (count % 3)), scratch.data());
+  std::int64_t announced = 0;
   int wrong = 0;
-  multiply_columns(left_panels.readable(), count, depth, right_panels.readable(), cols, together, scratch.data(),
-                   [&](std::int64_t first, std::int64_t rows, std::int64_t panel, const T* sums) {
-                     EXPECT(first == next[static_cast<std::size_t>(panel)] && rows >= 1 && rows <= kTileRows<T>);
-                     next[static_cast<std::size_t>(panel)] = first + rows;
-                     for (std::int64_t i = 0; i < rows; ++i) {
-                       for (std::int64_t col = panel * kPanel<T>; col < cols && col < (panel + 1) * kPanel<T>; ++col) {
-                         T sum = 0;
-                         for (std::int64_t row = 0; row < depth; ++row) {
-                           sum += left.at(row, first + i) * right.at(row, col);
-                         }
-                         wrong += sums[i * kPanel<T> + col % kPanel<T>] != sum;
-                       }
-                     }
-                   });
+  multiply_columns(
+      left_panels.readable(), count, depth, right_panels.readable(), cols, together, scratch.data(),
+      [&](std::int64_t first, std::int64_t rows, std::int64_t panel, const T* sums) {
+        EXPECT(first == next[static_cast<std::size_t>(panel)] && first % kPanel<T> == 0);
+        EXPECT(rows == kPanel<T> || first + rows == count);
+        EXPECT(first + rows <= announced);
+        next[static_cast<std::size_t>(panel)] = first + rows;
+        for (std::int64_t i = 0; i < rows; ++i) {
+          for (std::int64_t col = panel * kPanel<T>; col < cols && col < (panel + 1) * kPanel<T>; ++col) {
+            T sum = 0;
+            for (std::int64_t row = 0; row < depth; ++row) sum += left.at(row, first + i) * right.at(row, col);
+            wrong += sums[i * kPanel<T> + col % kPanel<T>] != sum;
+          }
+        }
+      },
+      [&](std::int64_t first, std::int64_t end) {
+        EXPECT(first == announced && end > first && end <= count);
+        announced = end;
+        return Pieces<T>{memory.data(), memory.data() + memory.size()};
+      });
   if (wrong > 0) std::printf("multiply_columns [%d, %d]^T x [%d, %d]\n", int(depth), int(count), int(depth), int(cols));
   EXPECT(wrong == 0);
   for (const std::int64_t each : next) EXPECT(each == count);
@@ -273,22 +283,25 @@ void check_transpose() {
     if (cols > kPanel<T>) continue;  // of one panel
     for (const std::int64_t rows : column_sizes<T>()) {
       for (const std::int64_t first_row : {0, 1, 5}) {
-        for (const std::int64_t first_out : {std::int64_t{0}, std::int64_t{3}, kPanel<T>}) {
-          Matrix<T> from = random_matrix<T>(mixer, first_row + rows, cols);
-          PanelMatrix<T> from_panels(from, 1), to(first_out + cols, rows, 1);
-          for (std::int64_t row = 0; row < first_out; ++row) {
-            for (std::int64_t col = 0; col < rows; ++col) to.view().at(row, col) = kMark<T>;
-          }
-          transpose_panel(from_panels.readable().panel(0), first_row, rows, cols, to.view(), first_out);
-          int wrong = 0;
-          for (std::int64_t col = 0; col < rows; ++col) {
-            for (std::int64_t row = 0; row < first_out + cols; ++row) {
-              const T expected = row < first_out ? kMark<T> : from.at(first_row + col, row - first_out);
-              wrong += to.view().at(row, col) != expected;
+        for (const std::int64_t out_row : {std::int64_t{0}, std::int64_t{3}, kPanel<T>}) {
+          for (const std::int64_t out_col : {std::int64_t{0}, std::int64_t{3}, std::int64_t{kLanes<T>}}) {
+            Matrix<T> from = random_matrix<T>(mixer, first_row + rows, cols);
+            PanelMatrix<T> from_panels(from, 1), to(out_row + cols, out_col + rows, 1);
+            for (std::int64_t row = 0; row < to.rows; ++row) {
+              for (std::int64_t col = 0; col < to.cols; ++col) to.view().at(row, col) = kMark<T>;
             }
+            transpose_panel(from_panels.readable().panel(0), first_row, rows, cols, to.view(), out_row, out_col);
+            int wrong = 0;
+            for (std::int64_t row = 0; row < to.rows; ++row) {
+              for (std::int64_t col = 0; col < to.cols; ++col) {
+                const bool is_outside = row < out_row || col < out_col;
+                wrong += to.view().at(row, col) !=
+                         (is_outside ? kMark<T> : from.at(first_row + col - out_col, row - out_row));
+              }
+            }
+            EXPECT(wrong == 0);
+            EXPECT(to.is_whole());
           }
-          EXPECT(wrong == 0);
-          EXPECT(to.is_whole());
         }
       }
     }

@@ -97,6 +97,28 @@ void check_barrier(int threads) {
   EXPECT(meetings == 2 * rounds);
 }
 
+// What a thread wrote before it passed a gate is there for all that waited.
+void check_gate(int threads) {
+  ThreadTeam team(threads);
+  Gate gate(threads);
+  constexpr int rounds = 1000;
+  std::vector<std::vector<int>> written(rounds, std::vector<int>(static_cast<std::size_t>(threads), 0));
+  std::atomic<int> wrong{0};
+  for (int job = 1; job <= 2; ++job) {
+    gate.reset();
+    team.run([&](int thread) {
+      for (int round = 0; round < rounds; ++round) {
+        std::vector<int>& all = written[static_cast<std::size_t>(round)];
+        all[static_cast<std::size_t>(thread)] = job;
+        gate.pass();
+        gate.wait(round + 1);
+        wrong += !std::all_of(all.begin(), all.end(), [job](int value) { return value == job; });
+      }
+    });
+  }
+  EXPECT(wrong == 0);
+}
+
 void check_teams_come_and_go() {
   for (int i = 0; i < 200; ++i) {
     const ThreadTeam idle(1 + i % 4);  // taken down without a job
@@ -428,6 +450,7 @@ int run() {
   for (const int threads : {1, 2, 3, 5}) {
     check_jobs(threads);
     check_barrier(threads);
+    check_gate(threads);
   }
   check_teams_come_and_go();
   check_two_teams();

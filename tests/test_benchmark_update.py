@@ -113,7 +113,12 @@ def test_one_works_at_a_time_and_another_one_begins() -> None:
 def test_ratios_and_shares_are_taken_inside_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
     flops = TINY.flops
     # The clock halves its speed from round to round; neither ratio nor share changes.
-    rates = {"fused": [800.0, 400.0], "reference": [200.0, 100.0], "peak": [1600.0 * flops, 800.0 * flops]}
+    rates = {
+        "fused": [800.0, 400.0],
+        "reference": [200.0, 100.0],
+        "peak": [1600.0 * flops, 800.0 * flops],
+        "product": [1200.0 * flops, 600.0 * flops],
+    }
     give_team(monkeypatch, bench_update, rates)
     row = bench_update.measure(TINY, 1, 2, 0.1, ["fused", "reference", "sbx"])
     assert row["fused_is_times_faster"] == {"reference": {"p20": 4.0, "p50": 4.0, "p80": 4.0}}
@@ -121,6 +126,8 @@ def test_ratios_and_shares_are_taken_inside_each_round(monkeypatch: pytest.Monke
     assert row["fraction_of_peak"]["reference"]["p20"] == 0.125
     assert row["updates_per_second"]["fused"] == {"p20": 480.0, "p50": 600.0, "p80": 720.0}
     assert row["peak_gigaflops"]["p50"] == pytest.approx(1200 * flops * 1e-9)
+    assert row["product_fraction_of_peak"]["p80"] == 0.75
+    assert set(row["updates_per_second"]) == {"fused", "reference"}
     assert row["absent"] == {"sbx": "sbx is not installed"}
     json.dumps(row, allow_nan=False)
     table = report.update_table(row)
@@ -128,6 +135,7 @@ def test_ratios_and_shares_are_taken_inside_each_round(monkeypatch: pytest.Monke
         "1 thread",
         "hidden 8-8",
         "50% of the peak",
+        "75% (75% - 75%) of the peak",
         "fused is 4.0x",
         "not measured: sbx",
         "other processes had 12% (0% - 25%)",
@@ -139,7 +147,8 @@ def test_without_fused_update_or_peak_the_rest_is_measured(monkeypatch: pytest.M
     give_team(monkeypatch, bench_update, {"reference": [200.0, 100.0]})
     row = bench_update.measure(TINY, 2, 2, 0.1, ["fused", "reference"])
     assert (row["peak_gigaflops"], row["fraction_of_peak"], row["fused_is_times_faster"]) == (None, {}, {})
-    assert set(row["absent"]) == {"fused", "peak"}
+    assert row["product_fraction_of_peak"] is None
+    assert set(row["absent"]) == {"fused", "peak", "product"}
     assert "not measured: fused" in report.update_table(row)
 
 

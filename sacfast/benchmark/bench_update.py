@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sacfast.benchmark.contenders import FUSED, PEAK, peak_of
+from sacfast.benchmark.contenders import FUSED, PEAK, PRODUCT, peak_of
 from sacfast.benchmark.harness import Spread
 from sacfast.benchmark.problems import UpdateProblem
 from sacfast.benchmark.workers import Team, open_team, take_turns
@@ -37,14 +37,15 @@ def sweep(device: str = "cpu") -> Iterator[UpdateProblem]:
 def measure(
     problem: UpdateProblem, threads: int, rounds: int, seconds: float, contenders: Sequence[str]
 ) -> dict[str, Any]:
-    """Let the contenders and the peak work `seconds` each in every round.
+    """Let the contenders and the peak work `seconds` each in every round; on a CPU a large product of matrices, too.
 
     Returns:
         For each contender updates per second, share of the peak, and how many times faster the fused update is, as
-        percentiles over the rounds; and why contenders are absent.
+        percentiles over the rounds; the large product's share of the peak; and why contenders are absent.
     """
     peak = peak_of(problem.device)
-    with open_team([*contenders, peak], problem, threads) as team:
+    measures = [PEAK, PRODUCT] if peak == PEAK else [peak]
+    with open_team([*contenders, *measures], problem, threads) as team:
         rates = take_turns(team.workers, rounds, seconds)
     return {**_settings(problem, threads, rounds, seconds, team), **_summarize(problem, rates, peak)}
 
@@ -82,11 +83,13 @@ def _settings(problem: UpdateProblem, threads: int, rounds: int, seconds: float,
 
 
 def _summarize(problem: UpdateProblem, rates: Mapping[str, list[float]], peak_name: str) -> dict[str, Any]:
-    contenders = {name: np.array(values) for name, values in rates.items() if name != peak_name}
+    contenders = {name: np.array(values) for name, values in rates.items() if name not in (peak_name, PRODUCT)}
     peak = np.array(rates[peak_name]) if peak_name in rates else None
+    product = np.array(rates[PRODUCT]) if PRODUCT in rates else None
     fused = contenders.get(FUSED)
     return {
         "peak_gigaflops": None if peak is None else Spread.of(peak).to_dict(1e-9),
+        "product_fraction_of_peak": None if peak is None or product is None else Spread.of(product / peak).to_dict(),
         "updates_per_second": {name: Spread.of(values).to_dict() for name, values in contenders.items()},
         "fraction_of_peak": {}
         if peak is None

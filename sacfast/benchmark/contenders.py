@@ -17,6 +17,7 @@ FUSED = "fused"
 REFERENCE = "reference"
 PEAK = "peak"
 PEAK_GPU = "peak_gpu"
+PRODUCT = "product"
 TRAIN = "train"
 BARE_UPDATES = "bare_updates"
 TRAIN_PEER = "stable_baselines3"
@@ -181,6 +182,24 @@ def _peak(_: UpdateProblem, threads: int) -> Work:
     return Work(lambda seconds: Sample(fma_peak(threads, seconds) * seconds, seconds))
 
 
+PRODUCT_MATRIX = 1024
+"""Rows and columns of the matrices whose product shows how near the processor's peak a library comes."""
+
+
+def _product(_: UpdateProblem, threads: int) -> Work:
+    """Torch's product of large matrices: what is left of the peak once operands come from caches."""
+    import torch
+
+    torch.set_num_threads(threads)
+    left, out = torch.randn(PRODUCT_MATRIX, PRODUCT_MATRIX), torch.empty(PRODUCT_MATRIX, PRODUCT_MATRIX)
+
+    def chunk() -> float:
+        torch.mm(left, left, out=out)
+        return 2.0 * PRODUCT_MATRIX**3
+
+    return Work(repeat(chunk))
+
+
 MATRIX = 8192
 """Rows and columns of the matrices whose product is a GPU's peak."""
 
@@ -266,6 +285,7 @@ UPDATE: Mapping[str, Contender[UpdateProblem]] = {
     "sbx": Contender(_peer("sbx"), ("sbx-rl", "jax"), ANY),
     "rltools": Contender(_peer("rltools"), ("rltools", "mkl", "mkl-include")),
     PEAK: Contender(_peak),
+    PRODUCT: Contender(_product),
     PEAK_GPU: Contender(_peak_gpu, devices=("cuda",)),
 }
 
@@ -278,7 +298,7 @@ def peak_of(device: str) -> str:
 def contenders_of(device: str) -> list[str]:
     """Return the names of those that make updates on a device, in the order of the table."""
     kind = device.partition(":")[0]
-    return [name for name, each in UPDATE.items() if kind in each.devices and name not in (PEAK, PEAK_GPU)]
+    return [name for name, each in UPDATE.items() if kind in each.devices and name not in (PEAK, PEAK_GPU, PRODUCT)]
 
 
 TRAINING: Mapping[str, Contender[TrainProblem]] = {

@@ -133,6 +133,8 @@ def update_table(row: Mapping[str, Any]) -> str:
         lines.append((line + ("" if ratio is None else f"fused is {_spread(ratio, 'x')}")).rstrip())
     if row["peak_gigaflops"] is not None:
         lines.append(f"  {'peak':20}{_spread(row['peak_gigaflops'], ' GFLOP/s')}")
+    if row["product_fraction_of_peak"] is not None:
+        lines.append(f"  {'large torch product':20}{_percent(row['product_fraction_of_peak'])} of the peak")
     return "\n".join([*lines, *_remarks(row)])
 
 
@@ -180,13 +182,17 @@ def _remarks(row: Mapping[str, Any]) -> Iterator[str]:
     for name, reason in row["absent"].items():
         yield f"  {name:20}not measured: {reason}"
     others = row["others_share_of_cores"]
-    line = f"  other processes had {others['p50']:.0%} ({others['p20']:.0%} - {others['p80']:.0%}) of these cores"
+    line = f"  other processes had {_percent(others)} of these cores"
     yield line + (": too much for these figures to mean anything" if others["p50"] > BUSY else "")
 
 
 def _spread(values: Mapping[str, float], unit: str) -> str:
     numbers = [f"{values[name]:.{_decimals(values['p50'])}f}" for name in ("p50", "p20", "p80")]
     return f"{numbers[0]}{unit} ({numbers[1]} - {numbers[2]})"
+
+
+def _percent(values: Mapping[str, float]) -> str:
+    return f"{values['p50']:.0%} ({values['p20']:.0%} - {values['p80']:.0%})"
 
 
 def _decimals(value: float) -> int:

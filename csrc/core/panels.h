@@ -246,8 +246,8 @@ __attribute__((noinline)) void multiply_transposed_tile(const T* left, const T* 
 // For every column i < count of `left` [depth, count] and the first `together` panels of `right` [depth, cols]: calls
 // finish(first, rows, panel, sums) with sums [rows, kPanel] of left[row, i] * right[row, :], i from `first`: all
 // columns of one panel of `left`, or of its last one. Sums of vectors without columns are not set. It works on
-// `together` panels of `left` at a time; before it begins with those of columns [first, end), pieces_of(first, end)
-// returns what finish will need for them. `scratch` holds [together, together, kPanel, kPanel].
+// `together` panels of `left` at a time; while their last rows are multiplied, what finish will need for their columns
+// [first, end) is called in: pieces_of(first, end). `scratch` holds [together, together, kPanel, kPanel].
 template <class T, class Finish, class PiecesOf>
 void multiply_columns(Panels<const T> left, std::int64_t count, std::int64_t depth, Panels<const T> right,
                       std::int64_t cols, std::int64_t together, T* scratch, const Finish& finish,
@@ -259,8 +259,14 @@ void multiply_columns(Panels<const T> left, std::int64_t count, std::int64_t dep
     const auto sums = [=](std::int64_t first, std::int64_t panel) {
       return scratch + ((first - begin) / kPanel<T> * together + panel) * kPanel<T> * kPanel<T>;
     };
-    Pieces<T> pieces = pieces_of(begin, begin + columns);
+    Pieces<T> pieces{};
+    bool has_pieces = false;
     for_each_piece(0, depth, kDepthBlock, [&](std::int64_t row, std::int64_t rows) {
+      // Two blocks of rows are enough for all pieces, and so few that the first is still there when it is needed.
+      if (!has_pieces && depth - row <= 2 * kDepthBlock) {
+        pieces = pieces_of(begin, begin + columns);
+        has_pieces = true;
+      }
       for (std::int64_t panel = 0; panel < together; ++panel) {
         const bool narrow = vectors_of_panel<T>(cols - panel * kPanel<T>) == 1;
         in_steps(begin, begin + columns, kPanel<T>, [&](std::int64_t first, std::int64_t panel_columns) {

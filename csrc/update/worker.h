@@ -154,7 +154,7 @@ class Worker {
         begin_(s_.batch * thread / job.threads),
         end_(s_.batch * (thread + 1) / job.threads),
         scratch_(static_cast<std::size_t>(kPanelsTogether * kPanelsTogether * kPanel<T> * kPanel<T>)) {
-    pieces_.reserve(kPanelsTogether * kPanelsTogether * (Descent::kArrays + 1));
+    pieces_.reserve(Descent::kArrays + 1);
   }
 
   bool profiling = false;
@@ -680,13 +680,11 @@ class Worker {
           bad += descend(panel_begin(layer, in_layer) + first * kPanel<T>, sums, rows, vectors);
           if (is_transposed) each.transpose(descend.next_parameter, unit.layer, in_layer, first, first + rows);
         },
-        [&](std::int64_t first, std::int64_t end) {
+        [&](std::int64_t first, std::int64_t) {
           pieces_.clear();
-          for (; first < end; first += kPanel<T>) {
-            for (std::int64_t panel = unit.panel; panel < unit.panel + unit.panels; ++panel) {
-              descend.list_memory(panel_begin(layer, panel) + first * kPanel<T>, pieces_);
-              if (is_transposed) pieces_.push_back(each.transposed_place(unit.layer, panel, first));
-            }
+          if (unit.panels == 1) {  // more would not find room in the cache
+            descend.list_memory(panel_begin(layer, unit.panel) + first * kPanel<T>, pieces_);
+            if (is_transposed) pieces_.push_back(each.transposed_place(unit.layer, unit.panel, first));
           }
           return Pieces<T>{pieces_.data(), pieces_.data() + pieces_.size()};
         });

@@ -225,6 +225,7 @@ void check_multiply_columns(std::int64_t count, std::int64_t depth, std::int64_t
   if (wrong > 0) std::printf("multiply_columns [%d, %d]^T x [%d, %d]\n", int(depth), int(count), int(depth), int(cols));
   EXPECT(wrong == 0);
   for (const std::int64_t each : next) EXPECT(each == count);
+  EXPECT(announced == count);
 }
 
 template <class T>

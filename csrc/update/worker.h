@@ -47,15 +47,12 @@ struct Unit {
   std::int64_t panel, panels;
 };
 
-// Most panels that a unit may have: their gradients for as many columns of the inputs stay in the second-level cache.
-constexpr std::int64_t kPanelsTogether = 8;
-
 // Most panels of a unit, of so many in a layer. One where the layer's inputs stay in the cache; else several share the
 // way of the inputs through it, but every thread finds some.
 template <class T>
 std::int64_t most_together(std::int64_t panels, std::int64_t input_elements, int threads) {
   if (input_elements * static_cast<std::int64_t>(sizeof(T)) <= kStaysInCache) return 1;
-  return std::clamp<std::int64_t>(panels / threads, 1, kPanelsTogether);
+  return std::clamp<std::int64_t>(panels / threads, 1, kMostTogether);
 }
 
 // The units of some networks, the largest first. Each is done by the first thread that comes for it.
@@ -153,7 +150,7 @@ class Worker {
         thread_(thread),
         begin_(s_.batch * thread / job.threads),
         end_(s_.batch * (thread + 1) / job.threads),
-        scratch_(static_cast<std::size_t>(kPanelsTogether * kPanelsTogether * kPanel<T> * kPanel<T>)) {
+        scratch_(static_cast<std::size_t>(kMostSquares * kPanel<T> * kPanel<T>)) {
     pieces_.reserve(Descent::kArrays + 1);
   }
 
@@ -682,7 +679,7 @@ class Worker {
         },
         [&](std::int64_t first, std::int64_t) {
           pieces_.clear();
-          if (unit.panels == 1) {  // more would not find room in the cache
+          if (kCallsAhead && unit.panels == 1) {  // more would not find room in the cache
             descend.list_memory(panel_begin(layer, unit.panel) + first * kPanel<T>, pieces_);
             if (is_transposed) pieces_.push_back(each.transposed_place(unit.layer, unit.panel, first));
           }

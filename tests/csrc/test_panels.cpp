@@ -196,7 +196,7 @@ void check_multiply_columns(std::int64_t count, std::int64_t depth, std::int64_t
   Matrix<T> left = random_matrix<T>(mixer, depth, count), right = random_matrix<T>(mixer, depth, cols);
   PanelMatrix<T> left_panels(left, 1), right_panels(right, 1);
   const std::int64_t together = panel_count<T>(cols);
-  std::vector<T> scratch(static_cast<std::size_t>(together * together * kPanel<T> * kPanel<T>), kMark<T>);
+  std::vector<T> scratch(static_cast<std::size_t>(kMostSquares * kPanel<T> * kPanel<T>), kMark<T>);
   std::vector<std::int64_t> next(static_cast<std::size_t>(together), 0);
   // Every number of pieces gives the same sums: none, some, and more than there are products.
   const std::vector<const T*> memory(static_cast<std::size_t>(40 * (count % 3)), scratch.data());
@@ -206,7 +206,7 @@ void check_multiply_columns(std::int64_t count, std::int64_t depth, std::int64_t
       left_panels.readable(), count, depth, right_panels.readable(), cols, together, scratch.data(),
       [&](std::int64_t first, std::int64_t rows, std::int64_t panel, const T* sums) {
         EXPECT(first == next[static_cast<std::size_t>(panel)] && first % kPanel<T> == 0);
-        EXPECT(rows == kPanel<T> || first + rows == count);
+        EXPECT(rows % kPanel<T> == 0 || first + rows == count);
         EXPECT(first + rows <= announced);
         next[static_cast<std::size_t>(panel)] = first + rows;
         for (std::int64_t i = 0; i < rows; ++i) {
@@ -243,10 +243,14 @@ void check_products() {
   }
   check_multiply_rows<true, T>(0, 3, 5);  // no rows: a thread that has none
   check_multiply_rows<true, T>(300, 100, 100);
-  check_multiply_rows<true, T>(45, 700, 600);  // `right` fits in no second-level cache
-  for (const std::int64_t depth : {kDepthBlock - 1, kDepthBlock, kDepthBlock + 1, 2 * kDepthBlock + 3}) {
+  constexpr std::int64_t deep = kStaysInFirstCache / (kPanel<T> * static_cast<std::int64_t>(sizeof(T))) + 1;
+  check_multiply_rows<true, T>(45, deep, 2 * kPanel<T> - 1);  // a panel of `right` fits in no first-level cache
+  check_multiply_rows<true, T>(45, 700, 600);                 // `right` fits in no second-level cache
+  constexpr std::int64_t block = kDepthBlock<T>;
+  for (const std::int64_t depth : {block - 1, block, block + 1, 2 * block + 3}) {
     check_multiply_columns<T>(kPanel<T> + 3, depth, 2 * kPanel<T> - 1);
   }
+  check_multiply_columns<T>(kMostSquares * kPanel<T> + 3, 2, 1);  // more panels than there are squares at once
 }
 
 // ---- Sums and transposes ------------------------------------------------------------------------------------------

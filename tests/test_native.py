@@ -41,5 +41,5 @@ def test_sanitizers_find_nothing_in_the_core(tmp_path: Path) -> None:
 
 def test_flags_are_read_from_cmake() -> None:
     assert "-ffp-contract=fast" in cmake_flags("kernel_flags")
-    assert cmake_flags("flags_avx2") == ["-mavx2", "-mfma"]
+    assert cmake_flags("flags_avx2") == ["-mavx2", "-mfma", "-mprfchw"]
     assert cmake_flags("flags_baseline") == []

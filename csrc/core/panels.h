@@ -229,10 +229,14 @@ void multiply_rows(Panels<const T> left, std::int64_t rows, std::int64_t depth, 
 template <class T>
 constexpr std::int64_t kDepthBlock = kStaysInFirstCache / (kPanel<T> * static_cast<std::int64_t>(sizeof(T)));
 
-// Meanwhile it calls into the second-level cache what will be done with the sums: a list of pieces of memory, as large
-// as the sums of two panels, each during a product of as many rows as the piece has lines.
+// Meanwhile it calls memory that will be written once the sums are there: a list of pieces, each as large as the sums
+// of two panels. Where memory is called ahead, each during a product of as many rows as the piece has lines. Elsewhere
+// one a tile, to write in it: the instruction for that takes the lines from other cores, which costs the writing itself
+// most.
 template <class T>
-constexpr std::int64_t kPieceLines = kPanel<T> * kPanel<T> <= 16 * kLine<T> ? 16 : kPanel<T> * kPanel<T> / kLine<T>;
+constexpr std::int64_t kSquareLines = kPanel<T> * kPanel<T> < kLine<T> ? 1 : kPanel<T> * kPanel<T> / kLine<T>;
+template <class T>
+constexpr std::int64_t kPieceLines = kSquareLines<T> < 16 ? 16 : kSquareLines<T>;
 
 template <class T>
 struct Pieces {
@@ -249,10 +253,15 @@ __attribute__((noinline)) void multiply_transposed_tile(const T* left, const T* 
       for (int v = 0; v < kVectors; ++v) __builtin_prefetch(sums + r * kPanel<T> + v * kLanes<T>);
     }
   }
+  if (!kCallsAhead) {
+    if (const T* piece = pieces.take()) {
+      for (std::int64_t line = 0; line < kSquareLines<T>; ++line) __builtin_prefetch(piece + line * kLine<T>, 1, 2);
+    }
+  }
   Tile<T, kRows, kVectors> tile;
   tile.fill(nullptr);
   for (std::int64_t k = 0; k < depth;) {
-    const T* piece = pieces.take();
+    const T* piece = kCallsAhead ? pieces.take() : nullptr;
     if (piece == nullptr) {
       tile.template add<true>(left + k * kPanel<T>, right + k * kPanel<T>, depth - k);
       break;

@@ -151,7 +151,7 @@ class Worker {
         begin_(s_.batch * thread / job.threads),
         end_(s_.batch * (thread + 1) / job.threads),
         scratch_(static_cast<std::size_t>(kMostSquares * kPanel<T> * kPanel<T>)) {
-    pieces_.reserve(Descent::kArrays + 1);
+    pieces_.reserve(static_cast<std::size_t>(kMostSquares) * (Descent::kArrays + 1));
   }
 
   bool profiling = false;
@@ -605,11 +605,16 @@ class Worker {
 
     static constexpr std::size_t kArrays = 8;
 
-    // Adds where the state of the parameters from `at` on lies, before and after.
+    // Adds what of the parameters from `at` on to call in: all of their state, before and after, where memory is called
+    // ahead; elsewhere what other threads have read since it was written.
     void list_memory(std::int64_t at, std::vector<const T*>& list) const {
-      for (const T* each : {parameter, exp_avg, exp_avg_sq}) list.push_back(each + at);
-      for (const T* each : {next_parameter, next_exp_avg, next_exp_avg_sq}) list.push_back(each + at);
-      if (moves_target) list.insert(list.end(), {target + at, next_target + at});
+      if (kCallsAhead) {
+        for (const T* each : {parameter, exp_avg, exp_avg_sq}) list.push_back(each + at);
+        for (const T* each : {next_exp_avg, next_exp_avg_sq}) list.push_back(each + at);
+        if (moves_target) list.push_back(target + at);
+      }
+      list.push_back(next_parameter + at);
+      if (moves_target) list.push_back(next_target + at);
     }
   };
 
@@ -677,9 +682,10 @@ class Worker {
           bad += descend(panel_begin(layer, in_layer) + first * kPanel<T>, sums, rows, vectors);
           if (is_transposed) each.transpose(descend.next_parameter, unit.layer, in_layer, first, first + rows);
         },
-        [&](std::int64_t first, std::int64_t) {
+        [&](std::int64_t first, std::int64_t end) {
           pieces_.clear();
-          if (kCallsAhead && unit.panels == 1) {  // more would not find room in the cache
+          if (unit.panels > 1) return Pieces<T>{};  // they would not find room in the cache
+          for (; first < end; first += kPanel<T>) {
             descend.list_memory(panel_begin(layer, unit.panel) + first * kPanel<T>, pieces_);
             if (is_transposed) pieces_.push_back(each.transposed_place(unit.layer, unit.panel, first));
           }

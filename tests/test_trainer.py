@@ -468,8 +468,8 @@ def test_the_deterministic_policy_explores_while_it_collects() -> None:
 def test_pendulum_is_learned(tmp_path: Path) -> None:
     """From about -1200 (untrained) to better than -500.
 
-    Seven seeds gave -119 to -183 and an eighth -417: rounding, which differs between processors, decides where in between a
-    run ends. After 3,500 transitions it was -150 to -870 by the fused update and -150 to -423 by the reference.
+    Seven seeds gave -119 to -183 and an eighth -417: rounding, which differs between processors, decides where in
+    between a run ends. After 3,500 transitions it was -150 to -870 by the fused update, -150 to -423 by the reference.
     """
     rates = {"actor_lr": 4e-3, "critic_lr": 4e-3, "alpha_lr": 4e-3}  # high, to learn in few updates
     model = SAC(

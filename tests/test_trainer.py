@@ -466,19 +466,20 @@ def test_the_deterministic_policy_explores_while_it_collects() -> None:
 
 
 def test_pendulum_is_learned(tmp_path: Path) -> None:
-    """From about -1200 (untrained) to better than -500.
+    """From about -1200 (untrained) to better than -400.
 
-    Seven seeds gave -119 to -183 and an eighth -417: rounding, which differs between processors, decides where in
-    between a run ends. After 3,500 transitions it was -150 to -870 by the fused update, -150 to -423 by the reference.
+    Eight seeds gave -120 to -190 by the fused update, -107 to -399 by the reference. Rounding, which differs between
+    processors, decides where a run ends; after 3,500 transitions at twice these rates it left the fused ones anywhere
+    between -150 and -870.
     """
-    rates = {"actor_lr": 4e-3, "critic_lr": 4e-3, "alpha_lr": 4e-3}  # high, to learn in few updates
+    rates = {"actor_lr": 2e-3, "critic_lr": 2e-3, "alpha_lr": 2e-3}  # high, to learn in few updates
     model = SAC(
         "Pendulum-v1",
         num_envs=4,
         hidden_sizes=(64, 64),
         batch_size=128,
         learning_starts=300,
-        replay_capacity=6_000,
+        replay_capacity=8_000,
         evaluate_every=0,
         progress=False,
         run_dir=tmp_path,
@@ -486,11 +487,11 @@ def test_pendulum_is_learned(tmp_path: Path) -> None:
         **rates,
     )
     before = model.evaluate(10).mean
-    model.learn(5_500)
+    model.learn(8_000)
     summary = read_summary(tmp_path)
-    assert summary["gradient_updates"] == model.learner.gradient_updates == 5_200
+    assert summary["gradient_updates"] == model.learner.gradient_updates == 7_700
     assert before < -800
-    assert summary["eval_return_mean"] > -500
+    assert summary["eval_return_mean"] > -400
     assert summary["eval_episodes"] == 10
 
 

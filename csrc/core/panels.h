@@ -37,19 +37,21 @@ constexpr std::int64_t kStaysInCache = 512 << 10;
 template <class T>
 constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
 
-// Bytes of a right-hand panel that stay in a first-level cache while the rows of a product pass by.
-constexpr std::int64_t kStaysInFirstCache = 16 << 10;
-
 // Whether the products call memory into the caches before they need it. Measured: on Intel's Cascade Lake with AVX-512,
 // whose large panels seldom stay in the first-level cache, an update gains 2 to 4 %; on AMD's Zen 3 with AVX2 these
-// instructions cost it 8 %, and its own prefetching does better the longer the runs that are read.
+// instructions cost products a tenth of their speed, and its own prefetching does better the longer the runs are.
 constexpr bool kCallsAhead = kVectorBytes == 64;
 
 // How far ahead of the product its right-hand panel is called into the first-level cache.
 constexpr std::int64_t kRowsAhead = 16;
 
-// Steps of a product's inner loop that are written out; the same measurements.
+// Steps of a product's inner loop that are written out. Four gain a few percent on Zen 3; with AVX-512 they have not
+// been measured.
 constexpr int kStepsUnrolled = kVectorBytes == 64 ? 2 : 4;
+
+// So many rows of a panel stay in a first-level cache (16 KiB) beside what passes by.
+template <class T>
+constexpr std::int64_t kDepthBlock = (16 << 10) / (kPanel<T> * static_cast<std::int64_t>(sizeof(T)));
 
 template <class T>
 constexpr std::int64_t panel_count(std::int64_t cols) {
@@ -198,9 +200,8 @@ void multiply_rows(Panels<const T> left, std::int64_t rows, std::int64_t depth, 
   // In the first-level cache stays a panel of `right`, while all rows pass by. Where it does not fit, a tile's rows
   // stay there, while all of `right` passes by, from the second-level cache; and if it does not fit there either, it
   // passes by once for all rows.
-  constexpr std::int64_t row_bytes = kPanel<T> * static_cast<std::int64_t>(sizeof(T));
-  const bool panel_stays = depth * row_bytes <= kStaysInFirstCache;
-  const bool all_stays = panel_count<T>(cols) * depth * row_bytes <= kStaysInCache;
+  const bool panel_stays = depth <= kDepthBlock<T>;
+  const bool all_stays = panel_elements<T>(depth, cols) * static_cast<std::int64_t>(sizeof(T)) <= kStaysInCache;
   for_each_piece(0, rows, panel_stays || !all_stays ? rows : kTileRows<T>, [&](std::int64_t first, std::int64_t count) {
     const Cut into = cut(count, kTileRows<T>);
     for (std::int64_t panel = 0; panel < panel_count<T>(cols); ++panel) {
@@ -224,15 +225,10 @@ void multiply_rows(Panels<const T> left, std::int64_t rows, std::int64_t depth, 
   });
 }
 
-// multiply_columns works on so many rows at once of one panel of `left` and one of `right`, which then stay in the
-// first-level cache.
-template <class T>
-constexpr std::int64_t kDepthBlock = kStaysInFirstCache / (kPanel<T> * static_cast<std::int64_t>(sizeof(T)));
-
-// Meanwhile it calls memory that will be written once the sums are there: a list of pieces, each as large as the sums
-// of two panels. Where memory is called ahead, each during a product of as many rows as the piece has lines. Elsewhere
-// one a tile, to write in it: the instruction for that takes the lines from other cores, which costs the writing itself
-// most.
+// While multiply_columns works, it calls in what will be needed once the sums are there: a list of pieces of memory,
+// each as large as the sums of two panels. Where memory is called ahead, a line a step of the product. Elsewhere a
+// piece a tile, to be written: lines that other cores have read are taken from them before the writing would wait for
+// it.
 template <class T>
 constexpr std::int64_t kSquareLines = kPanel<T> * kPanel<T> < kLine<T> ? 1 : kPanel<T> * kPanel<T> / kLine<T>;
 template <class T>
@@ -286,8 +282,8 @@ constexpr std::int64_t kMostTogether = 8, kMostSquares = kMostTogether * kMostTo
 // For every column i < count of `left` [depth, count] and the first `together` panels of `right` [depth, cols]: calls
 // finish(first, columns, panel, sums) with sums [columns, kPanel] of left[row, i] * right[row, :], i from `first`. Sums
 // of vectors without columns are not set. It works on many panels of `left` at a time, so that finish has long runs;
-// or, where memory is called ahead, on as many as of `right`, so that it stays until finish needs it: while their last
-// rows are multiplied, what lies in pieces_of(first, end) is called in for their columns [first, end). `scratch` holds
+// or, where memory is called ahead, on as many as of `right`, so that it stays until finish needs it. For their columns
+// [first, end), pieces_of(first, end) is called in while their last rows are multiplied. `scratch` holds
 // [kMostSquares, kPanel, kPanel].
 template <class T, class Finish, class PiecesOf>
 void multiply_columns(Panels<const T> left, std::int64_t count, std::int64_t depth, Panels<const T> right,
@@ -303,6 +299,7 @@ void multiply_columns(Panels<const T> left, std::int64_t count, std::int64_t dep
     };
     Pieces<T> pieces{};
     bool has_pieces = false;
+    // So many rows of both operands stay in the first-level cache.
     for_each_piece(0, depth, kDepthBlock<T>, [&](std::int64_t row, std::int64_t rows) {
       // Two blocks of rows are enough for all pieces, and so few that the first is still there when it is needed.
       if (!has_pieces && depth - row <= 2 * kDepthBlock<T>) {

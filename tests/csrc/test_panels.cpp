@@ -243,10 +243,9 @@ void check_products() {
   }
   check_multiply_rows<true, T>(0, 3, 5);  // no rows: a thread that has none
   check_multiply_rows<true, T>(300, 100, 100);
-  constexpr std::int64_t deep = kStaysInFirstCache / (kPanel<T> * static_cast<std::int64_t>(sizeof(T))) + 1;
-  check_multiply_rows<true, T>(45, deep, 2 * kPanel<T> - 1);  // a panel of `right` fits in no first-level cache
-  check_multiply_rows<true, T>(45, 700, 600);                 // `right` fits in no second-level cache
   constexpr std::int64_t block = kDepthBlock<T>;
+  check_multiply_rows<true, T>(45, block + 1, 2 * kPanel<T> - 1);  // a panel of `right` fits in no first-level cache
+  check_multiply_rows<true, T>(45, 700, 600);                      // `right` fits in no second-level cache
   for (const std::int64_t depth : {block - 1, block, block + 1, 2 * block + 3}) {
     check_multiply_columns<T>(kPanel<T> + 3, depth, 2 * kPanel<T> - 1);
   }

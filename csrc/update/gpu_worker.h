@@ -53,6 +53,7 @@ class GpuWorker {
   }
 
   void next_action() { act(Lane::kMain, s_.next_draw, s_.next, true); }
+  void action() { act(Lane::kActor, s_.draw, s_.current, false); }
   void target_critics() { target({Network::kQ1, Network::kQ2}); }
   void target_value() { target({Network::kValue}); }
   void bellman_target() {}  // done by the targets' heads
@@ -70,12 +71,10 @@ class GpuWorker {
 
   // ---- 3 to 5 ---------------------------------------------------------------------------------------------------
 
-  void action() {
-    act(Lane::kActor, s_.draw, s_.current, false);
+  void critics_of_action() {
     machine_.after(Lane::kMain, Lane::kActor);
+    critics_forward(Lane::kMain, now_ ^ 1, s_.current);
   }
-
-  void critics_of_action() { critics_forward(Lane::kMain, now_ ^ 1, s_.current); }
   void soft_value() { critic_heads(HeadUse::kSoftValue, now_ ^ 1, s_.current); }
 
   void value_backward() {

@@ -15,12 +15,15 @@ bool sac_update(Worker& worker, const UpdateSettings& settings) {
   // 0. The minibatch, and alpha = exp(log_alpha) as it is before the update.
   worker.gather();
 
-  // 1. Target. v2: y = reward_scale r + gamma (1 - terminated) (min_i Q'_i(x', a') - alpha log_prob'),
-  //            a', log_prob' ~ pi(.|x').          v1: V'(x') stands for the soft value.
+  // 1. Actions: a', log_prob' ~ pi(.|x'), which v1 does without. Also a~, log_prob ~ pi(.|x) of step 3: until step 5
+  //    the policy is the same.
+  //    Target. v2: y = reward_scale r + gamma (1 - terminated) (min_i Q'_i(x', a') - alpha log_prob').
+  //            v1: V'(x') stands for the soft value.
+  if (!settings.value_network) worker.next_action();
+  worker.action();
   if (settings.value_network) {
     worker.target_value();
   } else {
-    worker.next_action();
     worker.target_critics();
   }
   worker.bellman_target();
@@ -30,8 +33,7 @@ bool sac_update(Worker& worker, const UpdateSettings& settings) {
   worker.step_critics();
   if (!worker.critics_are_finite()) return false;
 
-  // 3. Policy: a~, log_prob ~ pi(.|x); soft value v = min_i Q_i(x, a~) - alpha log_prob, with the new critics.
-  worker.action();
+  // 3. Policy: soft value v = min_i Q_i(x, a~) - alpha log_prob, with the new critics.
   worker.critics_of_action();
   worker.soft_value();
 

@@ -101,16 +101,16 @@ struct UpdateState {
   int now = 0;         // which buffer of each pair counts
   int now_target = 0;  // the same for targets, which do not move with every update
 
-  Panels<T> stored, next, current;   // the critics' inputs [B, O + A]: (x, a), (x', a'), (x, a~)
-  T *reward, *terminated;            // [B]
-  T *next_log_prob, *log_prob;       // [B]
-  T *next_q1, *next_q2;              // [B]; v1: V'(x') twice
-  T *target, *soft_value;            // [B]: y and v
-  T* noise;                          // [B, A]; of a', then of a~
-  T* action_gradient;                // [B, A]
-  std::int32_t* row_list;            // [B]: each thread's rows of one critic's way back
-  Activations<T> scratch;            // of a network that learns nothing from them; no scalar head
-  Activations<T> target_scratch[2];  // the same memory, but for the heads: next_q1 and next_q2
+  Panels<T> stored, next, current;       // the critics' inputs [B, O + A]: (x, a), (x', a'), (x, a~)
+  T *reward, *terminated;                // [B]
+  T *next_log_prob, *log_prob;           // [B]
+  T *next_q1, *next_q2;                  // [B]; v1: V'(x') twice
+  T *target, *soft_value;                // [B]: y and v
+  T* noise;                              // [B, A]; of a', then of a~
+  T* action_gradient;                    // [B, A]
+  std::int32_t* row_list;                // [B]: each thread's rows of one critic's way back
+  Activations<T> next_activations;       // of the actor on x'
+  Activations<T> target_activations[2];  // of the targets; the heads are next_q1 and next_q2
 
   explicit UpdateState(const UpdateSettings& wanted)
       : settings(wanted), batch(wanted.batch_size), observations(wanted.observation_dim), actions(wanted.action_dim) {
@@ -165,14 +165,13 @@ struct UpdateState {
     }
     for (T** matrix : {&noise, &action_gradient}) *matrix = arena_.take<T>(batch * actions);
     row_list = arena_.take<std::int32_t>(batch);
-    // What is not needed at the same time shares memory, and so the caches: every thread uses its own rows, and the
-    // actor's gradient comes after all that is made of these.
-    LearnedNetwork<T>& actor = network(Network::kActor);
-    scratch = {actor.activations.hidden, arena_.take_panels<T>(batch, 2 * actions), nullptr};
-    actor.deltas = network(Network::kQ1).deltas;
-    for (Activations<T>& each : target_scratch) each = scratch;
-    target_scratch[0].scalar = next_q1;
-    target_scratch[1].scalar = next_q2;
+    // What is not needed at the same time shares memory, and so the caches: every thread uses its own rows of these,
+    // and what comes to the same place later comes after them.
+    LearnedNetwork<T>&actor = network(Network::kActor), &critic = network(Network::kQ1);
+    next_activations = {actor.activations.hidden, arena_.take_panels<T>(batch, 2 * actions), nullptr};
+    target_activations[0] = {critic.activations.hidden, {}, next_q1};
+    target_activations[1] = {critic.activations.hidden, {}, next_q2};
+    actor.deltas = critic.deltas;
   }
 
   void lay_out_network(Network name) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cmath>
@@ -20,10 +21,10 @@ namespace sacfast::SACFAST_ISA {
 enum class Phase : int {
   kGather,
   kNextAction,
+  kAction,
   kTarget,
   kCritics,
   kCriticStep,
-  kAction,
   kCriticOfAction,
   kValue,
   kActionGradient,
@@ -33,9 +34,9 @@ enum class Phase : int {
 };
 constexpr int kPhases = 12;
 constexpr const char* kPhaseNames[kPhases] = {
-    "gather the minibatch",     "actor on x', a'", "target critics, y",       "critics forward, backward",
-    "critics' gradients, Adam", "actor on x, a~",  "critics on (x, a~)",      "value network",
-    "critics' gradients of a~", "actor backward",  "actor's gradients, Adam", "waiting for other threads"};
+    "gather the minibatch",      "actor on x', a'",          "actor on x, a~",          "target critics, y",
+    "critics forward, backward", "critics' gradients, Adam", "critics on (x, a~)",      "value network",
+    "critics' gradients of a~",  "actor backward",           "actor's gradients, Adam", "waiting for other threads"};
 
 // Rows worked on together: what a network makes of them stays in the second-level cache, beside its weights.
 constexpr std::int64_t kRowBlock = 70;
@@ -92,6 +93,18 @@ class Units {
   alignas(64) std::atomic<std::size_t> taken_{0};
 };
 
+// Rows [begin, end).
+struct Rows {
+  std::int64_t begin, end;
+
+  std::int64_t count() const { return end - begin; }
+
+  // Those of [from, to), counted from `from`.
+  Rows within(std::int64_t from, std::int64_t to) const {
+    return {std::clamp(begin, from, to) - from, std::clamp(end, from, to) - from};
+  }
+};
+
 // The first tensor whose gradient a thread found not to be finite.
 struct alignas(64) BadTensor {
   std::int64_t number = kNoTensor;
@@ -103,7 +116,9 @@ struct Job {
   UpdateState<T>& state;
   const int threads;
   Barrier barrier;
-  Gate walked[2];  // the critics, forward and backward
+  Gate has_targets;  // y, of all rows
+  Gate walked[2];    // the critics, forward and backward
+  Gate has_values;   // Q_i(x, a~), of rows that other threads have walked
   Units<T> critic_units[2], actor_units;
   std::vector<BadTensor> bad_tensors;  // of each thread
 
@@ -118,7 +133,9 @@ struct Job {
       : state(of),
         threads(count),
         barrier(count),
+        has_targets(count),
         walked{Gate(count), Gate(count)},
+        has_values(count),
         critic_units{{of, {Network::kQ1}, count}, {of, {Network::kQ2}, count}},
         actor_units(of, {Network::kActor, Network::kValue}, count),
         bad_tensors(static_cast<std::size_t>(count)) {}
@@ -128,7 +145,7 @@ struct Job {
     outcome = &into;
     step = 0;
     failed = false;
-    for (Gate& gate : walked) gate.reset();
+    for (Gate* gate : {&has_targets, &walked[0], &walked[1], &has_values}) gate->reset();
     put_units_back();
   }
 
@@ -148,8 +165,8 @@ class Worker {
         s_(job.state),
         settings_(job.state.settings),
         thread_(thread),
-        begin_(s_.batch * thread / job.threads),
-        end_(s_.batch * (thread + 1) / job.threads),
+        begin_(share_of(s_.batch).begin),
+        end_(share_of(s_.batch).end),
         scratch_(static_cast<std::size_t>(kMostSquares * kPanel<T> * kPanel<T>)) {
     pieces_.reserve(static_cast<std::size_t>(kMostSquares) * (Descent::kArrays + 1));
   }
@@ -182,20 +199,29 @@ class Worker {
     start(Phase::kNextAction);
     LearnedNetwork<T>& actor = s_.network(Network::kActor);
     for_each_block([&](std::int64_t row, std::int64_t rows) {
-      forward(actor.shape, now(Network::kActor), s_.next, row, rows, s_.scratch, begin_);
+      forward(actor.shape, now(Network::kActor), s_.next, row, rows, s_.next_activations, begin_);
     });
-    act(s_.scratch.head, job_.work->next_noise, 0, s_.next, s_.next_log_prob);
+    act(s_.next_activations.head, job_.work->next_noise, 0, s_.next, s_.next_log_prob);
+  }
+
+  void action() {
+    start(Phase::kAction);
+    LearnedNetwork<T>& actor = s_.network(Network::kActor);
+    for_each_block([&](std::int64_t row, std::int64_t rows) {
+      forward(actor.shape, now(Network::kActor), s_.current, row, rows, actor.activations, row);
+    });
+    const std::uint64_t after = streams_of_next_action(settings_.value_network, job_.work->next_noise != nullptr);
+    act(actor.activations.head, job_.work->noise, after, s_.current, s_.log_prob);
   }
 
   void target_critics() {
     start(Phase::kTarget);
-    target_forward(Network::kQ1, s_.target_scratch[0]);
-    target_forward(Network::kQ2, s_.target_scratch[1]);
+    for (const Network critic : kCritics) target_forward(critic, s_.target_activations[index_of(critic)]);
   }
 
   void target_value() {
     start(Phase::kTarget);
-    target_forward(Network::kValue, s_.target_scratch[0]);
+    target_forward(Network::kValue, s_.target_activations[0]);
     for (std::int64_t row = begin_; row < end_; ++row) {
       s_.next_q2[row] = s_.next_q1[row];
       s_.next_log_prob[row] = 0;
@@ -212,28 +238,26 @@ class Worker {
 
   // ---- 2 --------------------------------------------------------------------------------------------------------
 
-  // Forward and backward for one block of rows after the other, while its activations are in the cache.
+  // Forward and backward for one block of rows after the other, while its activations are in the cache. The rows whose
+  // y this thread has made come first, so that it need not wait for the others'.
   void critics() {
-    const T factor = static_cast<T>((settings_.value_network ? 1.0 : 2.0) / static_cast<double>(s_.batch));
+    job_.has_targets.pass();
     for (const Network critic : kCritics) {
-      start(Phase::kCritics);
-      LearnedNetwork<T>& each = s_.network(critic);
-      for_each_block([&](std::int64_t row, std::int64_t rows) {
-        forward(each.shape, now(critic), s_.stored, row, rows, each.activations, row);
-        for (std::int64_t i = row; i < row + rows; ++i) {
-          each.scalar_delta[i] = factor * (each.activations.scalar[i] - s_.target[i]);
-        }
-        scalar_network_backward(each, now(critic), row, rows);
-      });
-      job_.walked[index_of(critic)].pass();
+      if (walked_by_me(critic).count() == 0) job_.walked[index_of(critic)].pass();
+    }
+    for (const Network critic : kCritics) walk_critic(critic, own_of(critic));
+    wait(job_.has_targets);
+    for (const Network critic : kCritics) {
+      for (const Rows rest : others_of(critic)) walk_critic(critic, rest);
+      if (walked_by_me(critic).count() > 0) job_.walked[index_of(critic)].pass();
     }
   }
 
-  // A thread that is early begins with the first critic, which all have walked by then.
+  // A thread begins with the critic that it has walked, and helps with the other one when it is early.
   void step_critics() {
-    for (const Network critic : kCritics) {
-      start(Phase::kWaiting);
-      job_.walked[index_of(critic)].wait(job_.step + 1);
+    const int first = 2 * thread_ < job_.threads ? 0 : 1;
+    for (const Network critic : {kCritics[first], kCritics[1 - first]}) {
+      wait(job_.walked[index_of(critic)]);
       start(Phase::kCriticStep);
       step_all(job_.critic_units[index_of(critic)], readable(s_.stored));
     }
@@ -260,24 +284,14 @@ class Worker {
 
   // ---- 3 to 5 ---------------------------------------------------------------------------------------------------
 
-  void action() {
-    start(Phase::kAction);
-    LearnedNetwork<T>& actor = s_.network(Network::kActor);
-    for_each_block([&](std::int64_t row, std::int64_t rows) {
-      forward(actor.shape, now(Network::kActor), s_.current, row, rows, actor.activations, row);
-    });
-    const std::uint64_t after = streams_of_next_action(settings_.value_network, job_.work->next_noise != nullptr);
-    act(actor.activations.head, job_.work->noise, after, s_.current, s_.log_prob);
-  }
-
   void critics_of_action() {
-    start(Phase::kCriticOfAction);
+    // What other threads wait for comes first.
     for (const Network critic : kCritics) {
-      LearnedNetwork<T>& each = s_.network(critic);
-      for_each_block([&](std::int64_t row, std::int64_t rows) {
-        forward(each.shape, s_.next_part(critic, Part::kParameters), s_.current, row, rows, each.activations, row);
-      });
+      for (const Rows rest : others_of(critic)) walk_critic_of_action(critic, rest);
     }
+    job_.has_values.pass();
+    for (const Network critic : kCritics) walk_critic_of_action(critic, own_of(critic));
+    wait(job_.has_values);
   }
 
   // v, and the gradient of -mean v with respect to each Q_i: all of it to the smaller one, half to each at a tie.
@@ -403,10 +417,36 @@ class Worker {
 
   T* now(Network network) { return s_.part(network, Part::kParameters); }
 
-  // Calls body(first row, rows) for my rows, in blocks whose activations stay in the second-level cache.
+  // My part of `count` rows.
+  Rows share_of(std::int64_t count) const {
+    return {count * thread_ / job_.threads, count * (thread_ + 1) / job_.threads};
+  }
+
+  // The rows for which this thread walks a critic: its part of those of both critics, one critic after the other. So a
+  // thread of two walks one critic alone, and neither its weights nor its activations pass between the cores.
+  Rows walked_by_me(Network critic) const {
+    const std::int64_t first = index_of(critic) * s_.batch;
+    return share_of(2 * s_.batch).within(first, first + s_.batch);
+  }
+
+  // Of these the ones between begin_ and end_, and those before and after them.
+  Rows own_of(Network critic) const {
+    const Rows all = walked_by_me(critic);
+    return {std::clamp(begin_, all.begin, all.end), std::clamp(end_, all.begin, all.end)};
+  }
+  std::array<Rows, 2> others_of(Network critic) const {
+    const Rows all = walked_by_me(critic), own = own_of(critic);
+    return {{{all.begin, own.begin}, {own.end, all.end}}};
+  }
+
+  // Calls body(first row, rows) for blocks whose activations stay in the second-level cache.
+  template <class Body>
+  static void for_each_block(Rows of, const Body& body) {
+    for_each_piece(of.begin, of.end, kRowBlock, body);
+  }
   template <class Body>
   void for_each_block(const Body& body) {
-    for_each_piece(begin_, end_, kRowBlock, body);
+    for_each_block({begin_, end_}, body);
   }
 
   // Rows [row, row + rows) of the input; the hidden layers go to rows from `hidden_row` on, the head to `row`.
@@ -419,6 +459,27 @@ class Worker {
   void target_forward(Network network, const Activations<T>& out) {
     for_each_block([&](std::int64_t row, std::int64_t rows) {
       forward(s_.network(network).shape, s_.part(network, Part::kTarget), s_.next, row, rows, out, begin_);
+    });
+  }
+
+  void walk_critic(Network critic, Rows of) {
+    start(Phase::kCritics);
+    LearnedNetwork<T>& each = s_.network(critic);
+    const T factor = static_cast<T>((settings_.value_network ? 1.0 : 2.0) / static_cast<double>(s_.batch));
+    for_each_block(of, [&](std::int64_t row, std::int64_t rows) {
+      forward(each.shape, now(critic), s_.stored, row, rows, each.activations, row);
+      for (std::int64_t i = row; i < row + rows; ++i) {
+        each.scalar_delta[i] = factor * (each.activations.scalar[i] - s_.target[i]);
+      }
+      scalar_network_backward(each, now(critic), row, rows);
+    });
+  }
+
+  void walk_critic_of_action(Network critic, Rows of) {
+    start(Phase::kCriticOfAction);
+    LearnedNetwork<T>& each = s_.network(critic);
+    for_each_block(of, [&](std::int64_t row, std::int64_t rows) {
+      forward(each.shape, s_.next_part(critic, Part::kParameters), s_.current, row, rows, each.activations, row);
     });
   }
 
@@ -585,19 +646,19 @@ class Worker {
     V operator()(std::int64_t at, const T* gradients, std::int64_t rows, std::int64_t vectors) const {
       const Descent self = *this;  // stores cannot change a copy, so it stays in registers
       V bad{};
-      for (std::int64_t row = 0; row < rows; ++row) {
-        for (std::int64_t i = row * kPanel<T>; i < row * kPanel<T> + vectors * kLanes<T>; i += kLanes<T>) {
-          const V gradient = load<V>(gradients + i);
-          bad += gradient - gradient;
-          const AdamState<V> before = {load<V>(self.parameter + at + i), load<V>(self.exp_avg + at + i),
-                                       load<V>(self.exp_avg_sq + at + i)};
-          const AdamState<V> after = adam_element(gradient, before, self.factors);
-          store(self.next_parameter + at + i, after.parameter);
-          store(self.next_exp_avg + at + i, after.exp_avg);
-          store(self.next_exp_avg_sq + at + i, after.exp_avg_sq);
-          if (self.moves_target) {
-            store(self.next_target + at + i, polyak_element(load<V>(self.target + at + i), after.parameter, self.tau));
-          }
+      // One loop for both kinds of panels: two, one in the other, take half as long again.
+      const std::int64_t stride = kPanel<T> / vectors;
+      for (std::int64_t i = 0; i < rows * kPanel<T>; i += stride) {
+        const V gradient = load<V>(gradients + i);
+        bad += gradient - gradient;
+        const AdamState<V> before = {load<V>(self.parameter + at + i), load<V>(self.exp_avg + at + i),
+                                     load<V>(self.exp_avg_sq + at + i)};
+        const AdamState<V> after = adam_element(gradient, before, self.factors);
+        store(self.next_parameter + at + i, after.parameter);
+        store(self.next_exp_avg + at + i, after.exp_avg);
+        store(self.next_exp_avg_sq + at + i, after.exp_avg_sq);
+        if (self.moves_target) {
+          store(self.next_target + at + i, polyak_element(load<V>(self.target + at + i), after.parameter, self.tau));
         }
       }
       return bad;
@@ -755,6 +816,13 @@ class Worker {
       job_.failed = true;
     });
     return !job_.failed;
+  }
+
+  // Waits until all threads have passed in this update.
+  void wait(const Gate& gate) {
+    start(Phase::kWaiting);
+    gate.wait(job_.step + 1);
+    stop();
   }
 
   double mean(double sum) const { return sum / static_cast<double>(s_.batch); }

@@ -93,20 +93,30 @@ void layer_forward(const Layer& layer, const T* parameters, Panels<const T> inpu
                       });
 }
 
+// kRows outputs of a scalar layer: several at once hide the latency of each one's sum.
+template <int kRows, class T>
+void scalar_rows(const Layer& layer, const T* weight, Panels<const T> input, std::int64_t row, T* out) {
+  using V = VectorOf<T>;
+  V first[kRows] = {}, second[kRows] = {};
+  for (std::int64_t panel = 0; panel < panel_count<T>(layer.inputs); ++panel) {
+    const V weights[2] = {load<V>(weight + panel * kPanel<T>), load<V>(weight + panel * kPanel<T> + kLanes<T>)};
+    const T* values = input.row(panel, row);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      first[r] += load<V>(values + r * kPanel<T>) * weights[0];
+      second[r] += load<V>(values + r * kPanel<T> + kLanes<T>) * weights[1];
+    }
+  }
+  const T bias = weight[panel_elements<T>(1, layer.inputs)];
+  for (int r = 0; r < kRows; ++r) out[row + r] = sum_lanes(V(first[r] + second[r])) + bias;
+}
+
 template <class T>
 void scalar_forward(const Layer& layer, const T* parameters, Panels<const T> input, std::int64_t rows, T* out) {
-  using V = VectorOf<T>;
   const T* weight = parameters + layer.offset;
-  const T bias = weight[panel_elements<T>(1, layer.inputs)];
-  for (std::int64_t row = 0; row < rows; ++row) {
-    V first{}, second{};
-    for (std::int64_t panel = 0; panel < panel_count<T>(layer.inputs); ++panel) {
-      const T* values = input.row(panel, row);
-      first += load<V>(values) * load<V>(weight + panel * kPanel<T>);
-      second += load<V>(values + kLanes<T>) * load<V>(weight + panel * kPanel<T> + kLanes<T>);
-    }
-    out[row] = sum_lanes(V(first + second)) + bias;
-  }
+  std::int64_t row = 0;
+  for (; row + 4 <= rows; row += 4) scalar_rows<4>(layer, weight, input, row, out);
+  for (; row < rows; ++row) scalar_rows<1>(layer, weight, input, row, out);
 }
 
 // Hidden layer i is written to rows first_hidden_row ... of out.hidden[i], the head to rows first_head_row ...

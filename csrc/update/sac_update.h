@@ -1,8 +1,9 @@
 // One SAC gradient update, in the order that sacfast/reference.py documents and algorithm.md derives.
 //
 // This is the only place where the order stands. A Worker carries it out: on the CPU it is one of several threads,
-// which do each step for their own rows of the minibatch, or for their own share of the parameters, and meet where a
-// step needs what the others have done. x, a, r, x', terminated: the minibatch of B transitions; Q_i: the twin critics.
+// which do each step for their own rows of the minibatch, of one critic or of both, or for their own share of the
+// parameters, and meet where a step needs what the others have done. x, a, r, x', terminated: the minibatch of B
+// transitions; Q_i: the twin critics.
 #pragma once
 
 #include "engine.h"

@@ -242,7 +242,7 @@ class Worker {
   // y this thread has made come first, so that it need not wait for the others'.
   void critics() {
     job_.has_targets.pass();
-    for (const Network critic : kCritics) {
+    for (const Network critic : kCritics) {  // nobody need wait for a thread that has no rows of a critic
       if (walked_by_me(critic).count() == 0) job_.walked[index_of(critic)].pass();
     }
     for (const Network critic : kCritics) walk_critic(critic, own_of(critic));

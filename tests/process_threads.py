@@ -10,7 +10,7 @@ def thread_ids() -> set[str]:
     return {each.name for each in Path("/proc/self/task").iterdir()}
 
 
-def those_that_stay(ids: set[str], seconds: float = 10.0) -> set[str]:
+def those_that_stay(ids: set[str], seconds: float = 1.0) -> set[str]:
     """Waits for threads to end: the kernel lists one for a moment after it has been joined."""
     deadline = time.monotonic() + seconds
     while (left := ids & thread_ids()) and time.monotonic() < deadline:

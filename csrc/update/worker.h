@@ -118,7 +118,7 @@ struct Job {
   Barrier barrier;
   Gate has_targets;  // y, of all rows
   Gate walked[2];    // the critics, forward and backward
-  Gate has_values;   // Q_i(x, a~), of rows that other threads have walked
+  Gate has_values;   // Q_i(x, a~), of the rows that a thread walks for others
   Units<T> critic_units[2], actor_units;
   std::vector<BadTensor> bad_tensors;  // of each thread
 

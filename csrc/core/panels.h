@@ -76,6 +76,7 @@ struct Panels {
 
   T* panel(std::int64_t index) const { return data + index * stride; }
   Panels from_row(std::int64_t first) const { return {data + first * kPanel<T>, stride}; }
+  Panels from_panel(std::int64_t first) const { return {panel(first), stride}; }
   T* row(std::int64_t panel_index, std::int64_t row) const { return panel(panel_index) + row * kPanel<T>; }
   T& at(std::int64_t row, std::int64_t col) const {
     return data[col / kPanel<T> * stride + row * kPanel<T> + col % kPanel<T>];

@@ -166,11 +166,12 @@ struct UpdateState {
     for (T** matrix : {&noise, &action_gradient}) *matrix = arena_.take<T>(batch * actions);
     row_list = arena_.take<std::int32_t>(batch);
     // What is not needed at the same time shares memory, and so the caches: every thread uses its own rows of these,
-    // and what comes to the same place later comes after them.
+    // and what comes to the same place later comes after them. So do the deltas of a critic after the targets, not its
+    // activations, which a thread may make before another has its targets.
     LearnedNetwork<T>&actor = network(Network::kActor), &critic = network(Network::kQ1);
     next_activations = {actor.activations.hidden, arena_.take_panels<T>(batch, 2 * actions), nullptr};
-    target_activations[0] = {critic.activations.hidden, {}, next_q1};
-    target_activations[1] = {critic.activations.hidden, {}, next_q2};
+    target_activations[0] = {critic.deltas, {}, next_q1};
+    target_activations[1] = {critic.deltas, {}, next_q2};
     actor.deltas = critic.deltas;
   }
 

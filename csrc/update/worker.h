@@ -6,7 +6,10 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <deque>
 #include <initializer_list>
+#include <utility>
+#include <vector>
 
 #include "../core/bellman.h"
 #include "../core/philox.h"
@@ -41,6 +44,9 @@ constexpr const char* kPhaseNames[kPhases] = {
 // Rows worked on together: what a network makes of them stays in the second-level cache, beside its weights.
 constexpr std::int64_t kRowBlock = 70;
 
+// Panels of a block, at most.
+constexpr std::int64_t kBlockPanels = 4;
+
 // Panels of a layer (or a whole scalar layer), whose gradient and optimiser step one thread does.
 struct Unit {
   Network network;
@@ -56,42 +62,27 @@ std::int64_t most_together(std::int64_t panels, std::int64_t input_elements, int
   return std::clamp<std::int64_t>(panels / threads, 1, kMostTogether);
 }
 
-// The units of some networks, the largest first. Each is done by the first thread that comes for it.
+// The units of some networks, the largest first.
 template <class T>
-class Units {
- public:
-  Units(const UpdateState<T>& state, std::initializer_list<Network> networks, int threads) {
-    for (const Network network : networks) {
-      const std::vector<Layer>& layers = state.network(network).shape.layers;
-      for (std::size_t i = 0; i < layers.size(); ++i) {
-        const std::int64_t panels = layers[i].scalar ? 1 : panel_count<T>(layers[i].outputs);
-        const std::int64_t most = most_together<T>(panels, state.batch * layers[i].inputs, threads);
-        for_each_piece(0, panels, most,
-                       [&](std::int64_t panel, std::int64_t count) { units_.push_back({network, i, panel, count}); });
-      }
+std::vector<Unit> units_of(const UpdateState<T>& state, std::initializer_list<Network> networks, int threads) {
+  std::vector<Unit> units;
+  for (const Network network : networks) {
+    const std::vector<Layer>& layers = state.network(network).shape.layers;
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      const std::int64_t panels = layers[i].scalar ? 1 : panel_count<T>(layers[i].outputs);
+      const std::int64_t most = most_together<T>(panels, state.batch * layers[i].inputs, threads);
+      for_each_piece(0, panels, most,
+                     [&](std::int64_t panel, std::int64_t count) { units.push_back({network, i, panel, count}); });
     }
-    const auto products = [&state](const Unit& unit) {
-      const Layer& layer = state.network(unit.network).shape.layers[unit.layer];
-      return layer.inputs *
-             (layer.scalar ? 1 : std::min(layer.outputs - unit.panel * kPanel<T>, unit.panels * kPanel<T>));
-    };
-    std::stable_sort(units_.begin(), units_.end(),
-                     [&](const Unit& a, const Unit& b) { return products(a) > products(b); });
   }
-
-  // The next unit, or none if all are taken.
-  const Unit* take() {
-    const std::size_t next = taken_.fetch_add(1, std::memory_order_relaxed);
-    return next < units_.size() ? &units_[next] : nullptr;
-  }
-
-  // For the next update; no thread may be taking.
-  void put_back() { taken_.store(0, std::memory_order_relaxed); }
-
- private:
-  std::vector<Unit> units_;
-  alignas(64) std::atomic<std::size_t> taken_{0};
-};
+  const auto products = [&state](const Unit& unit) {
+    const Layer& layer = state.network(unit.network).shape.layers[unit.layer];
+    return layer.inputs *
+           (layer.scalar ? 1 : std::min(layer.outputs - unit.panel * kPanel<T>, unit.panels * kPanel<T>));
+  };
+  std::stable_sort(units.begin(), units.end(), [&](const Unit& a, const Unit& b) { return products(a) > products(b); });
+  return units;
+}
 
 // Rows [begin, end).
 struct Rows {
@@ -105,6 +96,54 @@ struct Rows {
   }
 };
 
+// The part of `count` rows that a thread of so many has.
+inline Rows share_of(std::int64_t count, int thread, int threads) {
+  return {count * thread / threads, count * (thread + 1) / threads};
+}
+
+// Rows of a product, and panels of its columns.
+struct Block {
+  std::int64_t row, rows, panel, panels;
+};
+
+// The blocks of a product of some rows. They are many, so that the last one done keeps nobody waiting for long.
+inline std::vector<Block> blocks_of(Rows of, std::int64_t panels_of_all) {
+  std::vector<Block> blocks;
+  for_each_piece(of.begin, of.end, kRowBlock, [&](std::int64_t row, std::int64_t rows) {
+    for_each_piece(0, panels_of_all, kBlockPanels,
+                   [&](std::int64_t panel, std::int64_t panels) { blocks.push_back({row, rows, panel, panels}); });
+  });
+  return blocks;
+}
+
+// Work that is done by the first thread that comes for it, item by item.
+template <class Item>
+class Queue {
+ public:
+  explicit Queue(std::vector<Item> items) : items_(std::move(items)) {}
+
+  // The next item, or none if all are taken.
+  const Item* take() {
+    const std::size_t next = taken_.fetch_add(1, std::memory_order_relaxed);
+    return next < items_.size() ? &items_[next] : nullptr;
+  }
+
+  // For the next update; no thread may be taking.
+  void put_back() { taken_.store(0, std::memory_order_relaxed); }
+
+ private:
+  const std::vector<Item> items_;
+  alignas(64) std::atomic<std::size_t> taken_{0};
+};
+
+// A product for one thread's rows, with which others may help.
+struct SharedProduct {
+  Queue<Block> blocks;
+  Gate has_operands{1};
+
+  explicit SharedProduct(std::vector<Block> of) : blocks(std::move(of)) {}
+};
+
 // The first tensor whose gradient a thread found not to be finite.
 struct alignas(64) BadTensor {
   std::int64_t number = kNoTensor;
@@ -116,10 +155,12 @@ struct Job {
   UpdateState<T>& state;
   const int threads;
   Barrier barrier;
-  Gate has_targets;  // y, of all rows
-  Gate walked[2];    // the critics, forward and backward
-  Gate has_values;   // Q_i(x, a~), of the rows that a thread walks for others
-  Units<T> critic_units[2], actor_units;
+  Gate has_rows;                                  // the minibatch
+  Gate has_targets;                               // y, of all rows
+  Gate walked[2];                                 // the critics, forward and backward
+  Gate has_values;                                // Q_i(x, a~), of the rows that a thread walks for others
+  std::deque<SharedProduct> first_hidden_deltas;  // the actor's, of each thread's rows
+  Queue<Unit> critic_units[2], actor_units;
   std::vector<BadTensor> bad_tensors;  // of each thread
 
   const UpdateWork<T>* work = nullptr;
@@ -133,25 +174,34 @@ struct Job {
       : state(of),
         threads(count),
         barrier(count),
+        has_rows(count),
         has_targets(count),
         walked{Gate(count), Gate(count)},
         has_values(count),
-        critic_units{{of, {Network::kQ1}, count}, {of, {Network::kQ2}, count}},
-        actor_units(of, {Network::kActor, Network::kValue}, count),
-        bad_tensors(static_cast<std::size_t>(count)) {}
+        critic_units{Queue(units_of(of, {Network::kQ1}, count)), Queue(units_of(of, {Network::kQ2}, count))},
+        actor_units(units_of(of, {Network::kActor, Network::kValue}, count)),
+        bad_tensors(static_cast<std::size_t>(count)) {
+    const MlpShape<T>& actor = of.network(Network::kActor).shape;
+    const std::int64_t panels = actor.hidden() == 0 ? 0 : panel_count<T>(actor.layers[0].outputs);
+    for (int thread = 0; thread < count; ++thread) {
+      first_hidden_deltas.emplace_back(blocks_of(share_of(of.batch, thread, count), panels));
+    }
+  }
 
   void begin(const UpdateWork<T>& on, UpdateOutcome& into) {
     work = &on;
     outcome = &into;
     step = 0;
     failed = false;
-    for (Gate* gate : {&has_targets, &walked[0], &walked[1], &has_values}) gate->reset();
-    put_units_back();
+    for (Gate* gate : {&has_rows, &has_targets, &walked[0], &walked[1], &has_values}) gate->reset();
+    for (SharedProduct& each : first_hidden_deltas) each.has_operands.reset();
+    put_back();
   }
 
-  void put_units_back() {
-    for (Units<T>& units : critic_units) units.put_back();
+  void put_back() {
+    for (Queue<Unit>& units : critic_units) units.put_back();
     actor_units.put_back();
+    for (SharedProduct& each : first_hidden_deltas) each.blocks.put_back();
   }
 };
 
@@ -165,8 +215,8 @@ class Worker {
         s_(job.state),
         settings_(job.state.settings),
         thread_(thread),
-        begin_(share_of(s_.batch).begin),
-        end_(share_of(s_.batch).end),
+        begin_(my_share_of(s_.batch).begin),
+        end_(my_share_of(s_.batch).end),
         scratch_(static_cast<std::size_t>(kMostSquares * kPanel<T> * kPanel<T>)) {
     pieces_.reserve(static_cast<std::size_t>(kMostSquares) * (Descent::kArrays + 1));
   }
@@ -193,6 +243,7 @@ class Worker {
     }
     alpha_ = static_cast<T>(settings_.learn_alpha ? std::exp(s_.counters.log_alpha) : settings_.alpha);
     bad_tensor() = kNoTensor;
+    job_.has_rows.pass();
   }
 
   void next_action() {
@@ -239,16 +290,16 @@ class Worker {
   // ---- 2 --------------------------------------------------------------------------------------------------------
 
   // Forward and backward for one block of rows after the other, while its activations are in the cache. The rows whose
-  // y this thread has made come first, so that it need not wait for the others'.
+  // y this thread has made come first, and forward needs no y, so that there is seldom a wait for the others'.
   void critics() {
     job_.has_targets.pass();
     for (const Network critic : kCritics) {  // nobody need wait for a thread that has no rows of a critic
       if (walked_by_me(critic).count() == 0) job_.walked[index_of(critic)].pass();
     }
     for (const Network critic : kCritics) walk_critic(critic, own_of(critic));
-    wait(job_.has_targets);
+    wait(job_.has_rows);
     for (const Network critic : kCritics) {
-      for (const Rows rest : others_of(critic)) walk_critic(critic, rest);
+      for (const Rows rest : others_of(critic)) walk_critic(critic, rest, &job_.has_targets);
       if (walked_by_me(critic).count() > 0) job_.walked[index_of(critic)].pass();
     }
   }
@@ -349,11 +400,12 @@ class Worker {
                   [&](auto kind) { head_backward<decltype(kind)::value>(actor.activations.head, actor.head_delta); });
     for_each_block([&](std::int64_t row, std::int64_t rows) {
       Panels<const T> delta = readable(actor.head_delta.from_row(row));
-      for (std::size_t layer = actor.shape.hidden(); layer > 0; --layer) {
+      for (std::size_t layer = actor.shape.hidden(); layer > 1; --layer) {
         delta = hidden_backward(actor, layer, delta, actor.activations.hidden[layer - 1].from_row(row), RowMap{}, row,
                                 rows);
       }
     });
+    if (actor.shape.hidden() > 0) first_hidden_backward(actor);
   }
 
   bool policy_losses_are_finite() {
@@ -399,7 +451,7 @@ class Worker {
                    job_.work->noise != nullptr);
       ++job_.outcome->updates;
       ++job_.step;
-      job_.put_units_back();
+      job_.put_back();
       for (int i = 0; i < kMetrics; ++i) job_.outcome->metrics[i] += job_.metrics[i];
       return fault;
     });
@@ -417,16 +469,13 @@ class Worker {
 
   T* now(Network network) { return s_.part(network, Part::kParameters); }
 
-  // My part of `count` rows.
-  Rows share_of(std::int64_t count) const {
-    return {count * thread_ / job_.threads, count * (thread_ + 1) / job_.threads};
-  }
+  Rows my_share_of(std::int64_t count) const { return share_of(count, thread_, job_.threads); }
 
   // The rows for which this thread walks a critic: its part of those of both critics, one critic after the other. So a
   // thread of two walks one critic alone, and neither its weights nor its activations pass between the cores.
   Rows walked_by_me(Network critic) const {
     const std::int64_t first = index_of(critic) * s_.batch;
-    return share_of(2 * s_.batch).within(first, first + s_.batch);
+    return my_share_of(2 * s_.batch).within(first, first + s_.batch);
   }
 
   // Of these the ones between begin_ and end_, and those before and after them.
@@ -462,12 +511,17 @@ class Worker {
     });
   }
 
-  void walk_critic(Network critic, Rows of) {
+  // Backward once `has_targets` is open, if given.
+  void walk_critic(Network critic, Rows of, const Gate* has_targets = nullptr) {
     start(Phase::kCritics);
     LearnedNetwork<T>& each = s_.network(critic);
     const T factor = static_cast<T>((settings_.value_network ? 1.0 : 2.0) / static_cast<double>(s_.batch));
     for_each_block(of, [&](std::int64_t row, std::int64_t rows) {
       forward(each.shape, now(critic), s_.stored, row, rows, each.activations, row);
+      if (has_targets != nullptr) {
+        wait(*has_targets);
+        start(Phase::kCritics);
+      }
       for (std::int64_t i = row; i < row + rows; ++i) {
         each.scalar_delta[i] = factor * (each.activations.scalar[i] - s_.target[i]);
       }
@@ -508,6 +562,28 @@ class Worker {
     layer_backward(shape, readable(each.transposed[layer]), delta, readable(activation), map, rows, out);
     count_flop(rows, shape.inputs * shape.outputs);
     return readable(out);
+  }
+
+  // To the deltas of the actor's first hidden layer, block by block. Since step 2 every thread did as much as the
+  // others; here one that is early, for cores differ from moment to moment, helps those that are late.
+  void first_hidden_backward(LearnedNetwork<T>& actor) {
+    const Layer& second = actor.shape.layers[1];
+    const Panels<T> delta = actor.shape.hidden() == 1 ? actor.head_delta : actor.deltas[1];
+    for (int i = 0; i < job_.threads; ++i) {
+      SharedProduct& product = job_.first_hidden_deltas[static_cast<std::size_t>((thread_ + i) % job_.threads)];
+      if (i == 0) product.has_operands.pass();
+      wait(product.has_operands);
+      start(Phase::kActorBackward);
+      while (const Block* block = product.blocks.take()) {
+        const auto rows_of = [block](Panels<T> matrix) { return matrix.from_row(block->row); };
+        const auto part_of = [block](Panels<T> matrix) { return matrix.from_panel(block->panel); };
+        const std::int64_t inputs = std::min(columns_from(second.inputs, block->panel), block->panels * kPanel<T>);
+        layer_backward({inputs, second.outputs, false, 0}, readable(part_of(actor.transposed[1])),
+                       readable(rows_of(delta)), readable(part_of(rows_of(actor.activations.hidden[0]))), RowMap{},
+                       block->rows, part_of(rows_of(actor.deltas[0])));
+        count_flop(block->rows, inputs * second.outputs);
+      }
+    }
   }
 
   // Adds a critic's gradient with respect to its action inputs to action_gradient.
@@ -704,7 +780,7 @@ class Worker {
             static_cast<T>(settings_.hard_target_update ? 1.0 : settings_.tau)};
   }
 
-  void step_all(Units<T>& units, Panels<const T> network_input) {
+  void step_all(Queue<Unit>& units, Panels<const T> network_input) {
     while (const Unit* unit = units.take()) step(*unit, network_input);
   }
 
@@ -723,7 +799,7 @@ class Worker {
     }
   }
 
-  static std::int64_t columns_from(const Layer& layer, std::int64_t panel) { return layer.outputs - panel * kPanel<T>; }
+  static std::int64_t columns_from(std::int64_t cols, std::int64_t panel) { return cols - panel * kPanel<T>; }
 
   // Where panel `panel` of a layer begins in the parameters.
   static std::int64_t panel_begin(const Layer& layer, std::int64_t panel) {
@@ -733,7 +809,7 @@ class Worker {
   void step_weights(LearnedNetwork<T>& each, Panels<const T> input, Panels<const T> delta, const Descent& descend,
                     const Unit& unit) {
     const Layer& layer = each.shape.layers[unit.layer];
-    const std::int64_t cols = columns_from(layer, unit.panel);
+    const std::int64_t cols = columns_from(layer.outputs, unit.panel);
     const bool is_transposed = each.is_transposed(unit.layer);
     V bad{};
     multiply_columns(
@@ -759,7 +835,8 @@ class Worker {
   // Of panel `panel` of the unit.
   void step_bias(const Layer& layer, Panels<const T> delta, std::int64_t panel, const Descent& descend,
                  const Unit& unit) {
-    const std::int64_t in_layer = unit.panel + panel, vectors = vectors_of_panel<T>(columns_from(layer, in_layer));
+    const std::int64_t in_layer = unit.panel + panel,
+                       vectors = vectors_of_panel<T>(columns_from(layer.outputs, in_layer));
     alignas(64) T bias[kPanel<T>];
     for (std::int64_t col = 0; col < vectors * kLanes<T>; col += kLanes<T>) {
       store(bias + col, sum_rows(delta.panel(panel) + col, s_.batch));

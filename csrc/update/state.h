@@ -168,11 +168,11 @@ struct UpdateState {
     // What is not needed at the same time shares memory, and so the caches: every thread uses its own rows of these,
     // and what comes to the same place later comes after them. So do the deltas of a critic after the targets, not its
     // activations, which a thread may make before another has its targets.
-    LearnedNetwork<T>&actor = network(Network::kActor), &critic = network(Network::kQ1);
+    LearnedNetwork<T>&actor = network(Network::kActor), &first = network(Network::kQ1), &second = network(Network::kQ2);
     next_activations = {actor.activations.hidden, arena_.take_panels<T>(batch, 2 * actions), nullptr};
-    target_activations[0] = {critic.deltas, {}, next_q1};
-    target_activations[1] = {critic.deltas, {}, next_q2};
-    actor.deltas = critic.deltas;
+    target_activations[0] = {first.deltas, {}, next_q1};
+    target_activations[1] = {second.deltas, {}, next_q2};
+    actor.deltas = first.deltas;
   }
 
   void lay_out_network(Network name) {

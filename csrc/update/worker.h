@@ -44,6 +44,9 @@ constexpr const char* kPhaseNames[kPhases] = {
 // Rows worked on together: what a network makes of them stays in the second-level cache, beside its weights.
 constexpr std::int64_t kRowBlock = 70;
 
+// Rows of the replay that are on their way from memory at a time.
+constexpr std::int64_t kRowsCalled = 64;
+
 // Panels of a block, at most.
 constexpr std::int64_t kBlockPanels = 4;
 
@@ -155,7 +158,8 @@ struct Job {
   UpdateState<T>& state;
   const int threads;
   Barrier barrier;
-  Gate has_rows;                                  // the minibatch
+  Gate has_inputs;                                // x and a, x' and a', of all rows
+  Gate has_next_values;                           // Q'_i(x', a'), of the rows that a thread walks for others
   Gate has_targets;                               // y, of all rows
   Gate walked[2];                                 // the critics, forward and backward
   Gate has_values;                                // Q_i(x, a~), of the rows that a thread walks for others
@@ -174,7 +178,8 @@ struct Job {
       : state(of),
         threads(count),
         barrier(count),
-        has_rows(count),
+        has_inputs(count),
+        has_next_values(count),
         has_targets(count),
         walked{Gate(count), Gate(count)},
         has_values(count),
@@ -193,7 +198,7 @@ struct Job {
     outcome = &into;
     step = 0;
     failed = false;
-    for (Gate* gate : {&has_rows, &has_targets, &walked[0], &walked[1], &has_values}) gate->reset();
+    for (Gate* gate : {&has_inputs, &has_next_values, &has_targets, &walked[0], &walked[1], &has_values}) gate->reset();
     for (SharedProduct& each : first_hidden_deltas) each.has_operands.reset();
     put_back();
   }
@@ -231,9 +236,13 @@ class Worker {
     start(Phase::kGather);
     const std::int64_t width = 2 * s_.observations + s_.actions + 2, pair = s_.observations + s_.actions;
     const std::int64_t* index = job_.work->index + job_.step * s_.batch;
+    // Rows lie anywhere in a buffer that no cache holds.
+    const auto call = [&](std::int64_t row) {
+      if (row < end_) prefetch(job_.work->rows + index[row] * width, width);
+    };
+    for (std::int64_t row = begin_; row < begin_ + kRowsCalled; ++row) call(row);
     for (std::int64_t row = begin_; row < end_; ++row) {
-      // Rows lie anywhere in a buffer that no cache holds.
-      if (row + kRowsAhead < end_) prefetch(job_.work->rows + index[row + kRowsAhead] * width, width);
+      call(row + kRowsCalled);
       const float* from = job_.work->rows + index[row] * width;
       copy_row(from, pair, s_.stored, row);
       copy_row(from, s_.observations, s_.current, row);
@@ -243,7 +252,7 @@ class Worker {
     }
     alpha_ = static_cast<T>(settings_.learn_alpha ? std::exp(s_.counters.log_alpha) : settings_.alpha);
     bad_tensor() = kNoTensor;
-    job_.has_rows.pass();
+    if (settings_.value_network) job_.has_inputs.pass();  // there is no a'
   }
 
   void next_action() {
@@ -253,6 +262,7 @@ class Worker {
       forward(actor.shape, now(Network::kActor), s_.next, row, rows, s_.next_activations, begin_);
     });
     act(s_.next_activations.head, job_.work->next_noise, 0, s_.next, s_.next_log_prob);
+    job_.has_inputs.pass();
   }
 
   void action() {
@@ -266,13 +276,16 @@ class Worker {
   }
 
   void target_critics() {
-    start(Phase::kTarget);
-    for (const Network critic : kCritics) target_forward(critic, s_.target_activations[index_of(critic)]);
+    wait(job_.has_inputs);
+    for_each_critic(job_.has_next_values, [&](Network critic, Rows of) {
+      start(Phase::kTarget);
+      target_forward(critic, of, walked_by_me(critic).begin);
+    });
   }
 
   void target_value() {
     start(Phase::kTarget);
-    target_forward(Network::kValue, s_.target_activations[0]);
+    target_forward(Network::kValue, {begin_, end_}, begin_);
     for (std::int64_t row = begin_; row < end_; ++row) {
       s_.next_q2[row] = s_.next_q1[row];
       s_.next_log_prob[row] = 0;
@@ -297,7 +310,7 @@ class Worker {
       if (walked_by_me(critic).count() == 0) job_.walked[index_of(critic)].pass();
     }
     for (const Network critic : kCritics) walk_critic(critic, own_of(critic));
-    wait(job_.has_rows);
+    wait(job_.has_inputs);
     for (const Network critic : kCritics) {
       for (const Rows rest : others_of(critic)) walk_critic(critic, rest, &job_.has_targets);
       if (walked_by_me(critic).count() > 0) job_.walked[index_of(critic)].pass();
@@ -336,13 +349,13 @@ class Worker {
   // ---- 3 to 5 ---------------------------------------------------------------------------------------------------
 
   void critics_of_action() {
-    // What other threads wait for comes first.
-    for (const Network critic : kCritics) {
-      for (const Rows rest : others_of(critic)) walk_critic_of_action(critic, rest);
-    }
-    job_.has_values.pass();
-    for (const Network critic : kCritics) walk_critic_of_action(critic, own_of(critic));
-    wait(job_.has_values);
+    for_each_critic(job_.has_values, [&](Network critic, Rows of) {
+      start(Phase::kCriticOfAction);
+      LearnedNetwork<T>& each = s_.network(critic);
+      for_each_block(of, [&](std::int64_t row, std::int64_t rows) {
+        forward(each.shape, s_.next_part(critic, Part::kParameters), s_.current, row, rows, each.activations, row);
+      });
+    });
   }
 
   // v, and the gradient of -mean v with respect to each Q_i: all of it to the smaller one, half to each at a tie.
@@ -505,9 +518,23 @@ class Worker {
     for (const Layer& layer : shape.layers) count_flop(rows, layer.inputs * layer.outputs);
   }
 
-  void target_forward(Network network, const Activations<T>& out) {
-    for_each_block([&](std::int64_t row, std::int64_t rows) {
-      forward(s_.network(network).shape, s_.part(network, Part::kTarget), s_.next, row, rows, out, begin_);
+  // Forward with each critic for the rows for which this thread walks it. Those that others wait for come first, so
+  // that there is seldom a wait at the gate.
+  template <class Walk>
+  void for_each_critic(Gate& has_walked, const Walk& walk) {
+    for (const Network critic : kCritics) {
+      for (const Rows rest : others_of(critic)) walk(critic, rest);
+    }
+    has_walked.pass();
+    for (const Network critic : kCritics) walk(critic, own_of(critic));
+    wait(has_walked);
+  }
+
+  // The hidden layers of one block after the other take the same rows, from `hidden_row` on.
+  void target_forward(Network network, Rows of, std::int64_t hidden_row) {
+    const Activations<T>& out = s_.target_activations[network == Network::kQ2 ? 1 : 0];
+    for_each_block(of, [&](std::int64_t row, std::int64_t rows) {
+      forward(s_.network(network).shape, s_.part(network, Part::kTarget), s_.next, row, rows, out, hidden_row);
     });
   }
 
@@ -526,14 +553,6 @@ class Worker {
         each.scalar_delta[i] = factor * (each.activations.scalar[i] - s_.target[i]);
       }
       scalar_network_backward(each, now(critic), row, rows);
-    });
-  }
-
-  void walk_critic_of_action(Network critic, Rows of) {
-    start(Phase::kCriticOfAction);
-    LearnedNetwork<T>& each = s_.network(critic);
-    for_each_block(of, [&](std::int64_t row, std::int64_t rows) {
-      forward(each.shape, s_.next_part(critic, Part::kParameters), s_.current, row, rows, each.activations, row);
     });
   }
 

@@ -44,11 +44,8 @@ constexpr const char* kPhaseNames[kPhases] = {
 // Rows worked on together: what a network makes of them stays in the second-level cache, beside its weights.
 constexpr std::int64_t kRowBlock = 70;
 
-// Rows of the replay that are on their way from memory at a time.
-constexpr std::int64_t kRowsCalled = 64;
-
 // Panels of a block, at most.
-constexpr std::int64_t kBlockPanels = 4;
+constexpr std::int64_t kBlockPanels = 2;
 
 // Panels of a layer (or a whole scalar layer), whose gradient and optimiser step one thread does.
 struct Unit {
@@ -139,7 +136,12 @@ class Queue {
   alignas(64) std::atomic<std::size_t> taken_{0};
 };
 
-// A product for one thread's rows, with which others may help.
+// Of a thread's rows in the actor's way back, those with whose last product other threads may help. Between the
+// critics' step and the actor's every thread has as much to do as the others, but cores differ from moment to moment:
+// one that is early helps those that are late.
+inline Rows shared_part(Rows of, int threads) { return {threads == 1 ? of.end : of.begin + of.count() / 2, of.end}; }
+
+// That product, for the rows of one thread.
 struct SharedProduct {
   Queue<Block> blocks;
   Gate has_operands{1};
@@ -189,7 +191,7 @@ struct Job {
     const MlpShape<T>& actor = of.network(Network::kActor).shape;
     const std::int64_t panels = actor.hidden() == 0 ? 0 : panel_count<T>(actor.layers[0].outputs);
     for (int thread = 0; thread < count; ++thread) {
-      first_hidden_deltas.emplace_back(blocks_of(share_of(of.batch, thread, count), panels));
+      first_hidden_deltas.emplace_back(blocks_of(shared_part(share_of(of.batch, thread, count), count), panels));
     }
   }
 
@@ -236,13 +238,9 @@ class Worker {
     start(Phase::kGather);
     const std::int64_t width = 2 * s_.observations + s_.actions + 2, pair = s_.observations + s_.actions;
     const std::int64_t* index = job_.work->index + job_.step * s_.batch;
-    // Rows lie anywhere in a buffer that no cache holds.
-    const auto call = [&](std::int64_t row) {
-      if (row < end_) prefetch(job_.work->rows + index[row] * width, width);
-    };
-    for (std::int64_t row = begin_; row < begin_ + kRowsCalled; ++row) call(row);
     for (std::int64_t row = begin_; row < end_; ++row) {
-      call(row + kRowsCalled);
+      // Rows lie anywhere in a buffer that no cache holds.
+      if (row + kRowsAhead < end_) prefetch(job_.work->rows + index[row + kRowsAhead] * width, width);
       const float* from = job_.work->rows + index[row] * width;
       copy_row(from, pair, s_.stored, row);
       copy_row(from, s_.observations, s_.current, row);
@@ -411,14 +409,10 @@ class Worker {
     LearnedNetwork<T>& actor = s_.network(Network::kActor);
     with_bounding(settings_.log_std_bounding,
                   [&](auto kind) { head_backward<decltype(kind)::value>(actor.activations.head, actor.head_delta); });
-    for_each_block([&](std::int64_t row, std::int64_t rows) {
-      Panels<const T> delta = readable(actor.head_delta.from_row(row));
-      for (std::size_t layer = actor.shape.hidden(); layer > 1; --layer) {
-        delta = hidden_backward(actor, layer, delta, actor.activations.hidden[layer - 1].from_row(row), RowMap{}, row,
-                                rows);
-      }
-    });
-    if (actor.shape.hidden() > 0) first_hidden_backward(actor);
+    const Rows shared = shared_part({begin_, end_}, job_.threads);
+    actor_backward(actor, {begin_, shared.begin}, 0);
+    actor_backward(actor, shared, 1);
+    if (actor.shape.hidden() > 0) shared_backward(actor);
   }
 
   bool policy_losses_are_finite() {
@@ -583,9 +577,19 @@ class Worker {
     return readable(out);
   }
 
-  // To the deltas of the actor's first hidden layer, block by block. Since step 2 every thread did as much as the
-  // others; here one that is early, for cores differ from moment to moment, helps those that are late.
-  void first_hidden_backward(LearnedNetwork<T>& actor) {
+  // From the deltas of the head to those of the hidden layer `last`.
+  void actor_backward(LearnedNetwork<T>& actor, Rows of, std::size_t last) {
+    for_each_block(of, [&](std::int64_t row, std::int64_t rows) {
+      Panels<const T> delta = readable(actor.head_delta.from_row(row));
+      for (std::size_t layer = actor.shape.hidden(); layer > last; --layer) {
+        delta = hidden_backward(actor, layer, delta, actor.activations.hidden[layer - 1].from_row(row), RowMap{}, row,
+                                rows);
+      }
+    });
+  }
+
+  // To the deltas of the actor's first hidden layer, for the rows that are shared.
+  void shared_backward(LearnedNetwork<T>& actor) {
     const Layer& second = actor.shape.layers[1];
     const Panels<T> delta = actor.shape.hidden() == 1 ? actor.head_delta : actor.deltas[1];
     for (int i = 0; i < job_.threads; ++i) {

@@ -165,9 +165,9 @@ struct UpdateState {
     }
     for (T** matrix : {&noise, &action_gradient}) *matrix = arena_.take<T>(batch * actions);
     row_list = arena_.take<std::int32_t>(batch);
-    // What is not needed at the same time shares memory, and so the caches: every thread uses its own rows of these,
-    // and what comes to the same place later comes after them. So do the deltas of a critic after the targets, not its
-    // activations, which a thread may make before another has its targets.
+    // What is not needed at the same time shares memory, and so the caches: what comes to a row later comes after what
+    // was there, from the same thread or behind a gate. The targets' hidden layers lie where the critics' deltas will,
+    // not their activations, which a thread may make before another has its targets.
     LearnedNetwork<T>&actor = network(Network::kActor), &first = network(Network::kQ1), &second = network(Network::kQ2);
     next_activations = {actor.activations.hidden, arena_.take_panels<T>(batch, 2 * actions), nullptr};
     target_activations[0] = {first.deltas, {}, next_q1};

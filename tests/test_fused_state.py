@@ -466,18 +466,24 @@ def test_a_batch_that_is_not_finite(options: dict[str, Any], field: str, value: 
     assert_goes_on_from(before, learner)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_a_bad_transition_among_good_ones(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two whole updates are made and kept; the third, which draws the transition, is not."""
+def assert_two_updates_stay(
+    options: Mapping[str, Any],
+    spoil: Callable[[FusedLearner, Tensor], object],
+    message: str,
+    threads: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of ten updates in one call, after one in a call before: the third draws a transition that `spoil` has spoilt."""
     first, second, third = random_replay().draw(3 * B).chunk(3)
     earlier = {*first.tolist(), *second.tolist()}
     bad = next(row for row in third.tolist() if row not in earlier)
-    learner, twin = fused(), fused()
-    monkeypatch.setattr(learner._engine, "_limit", 8)
+    learner, twin = fused(options), fused(options)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for each in (learner, twin):
+        monkeypatch.setattr(each._engine, "_limit", 8)
+        each.update(random_replay(seed=7), 1)
     replay = random_replay()
-    replay.rows[bad, O + A] = float("nan")
-    message = r"^update 3: .*NaN or infinity in: reward\); the learner is as it was after update 2$"
+    spoil(learner, replay.rows[bad])
     with pytest.raises(FloatingPointError, match=message):
         learner.update(replay, 10)
     twin.update(random_replay(), 2)
@@ -486,6 +492,29 @@ def test_a_bad_transition_among_good_ones(threads: int, monkeypatch: pytest.Monk
     for each in (learner, twin):
         each.update(random_replay(seed=6), 5)
     assert_states_equal(learner.state_dict(), twin.state_dict())
+
+
+@pytest.mark.parametrize("name", ["v2", "v1", "tau", "polyak-every-3", "hard-every-3", "v1-hard-every-3"])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_bad_transition_among_good_ones(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(learner: FusedLearner, row: Tensor) -> None:
+        row[O + A] = float("nan")
+
+    message = r"^update 4: .*NaN or infinity in: reward\); the learner is as it was after update 3$"
+    assert_two_updates_stay(OPTIONS[name], spoil, message, threads, monkeypatch)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_transition_that_is_too_much_for_the_policy_alone(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its log-std overflows at x, after the critics' step was made; at x' = 0 the policy is harmless."""
+
+    def spoil(learner: FusedLearner, row: Tensor) -> None:
+        row[:O] = 1e4 * learner.state_dict()["actor.layers.0.weight"][A].sign()
+        row[O + A + 1 : -1] = 0
+
+    options = {"hidden_sizes": (), "log_std_bounding": "none"}
+    message = "^update 4: actor_loss is not finite; the learner is as it was after update 3$"
+    assert_two_updates_stay(options, spoil, message, threads, monkeypatch)
 
 
 def filled(state: State, entries: Mapping[str, float]) -> State:

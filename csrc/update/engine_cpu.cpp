@@ -26,16 +26,15 @@ class CpuEngine final : public UpdateEngine<T> {
   UpdateOutcome update(const UpdateWork<T>& work) override {
     const Claim claim(*this);
     use_threads(work.threads);
-    UpdateOutcome outcome;
-    job_->begin(work, outcome);
-    team_->run([this, &work](int thread) {
-      Worker<T>& worker = workers_[static_cast<std::size_t>(thread)];
-      for (std::int64_t step = 0; step < work.steps; ++step) {
-        if (!sac_update(worker, state_.settings)) break;
-      }
-    });
+    state_.keep();
+    UpdateOutcome outcome = run(work);
+    if (!outcome.fault.empty()) {  // in an update that may have changed parameters: all again, but for that one
+      state_.go_back();
+      UpdateWork<T> good = work;
+      good.steps = outcome.updates;
+      if (run(good).updates != good.steps) throw std::runtime_error("replay: changed while the learner read it");
+    }
     outcome.gradient_updates = state_.counters.gradient_updates;
-    if (!outcome.fault.empty()) state_.transpose_all();  // a critic's step may have been made, and was not taken over
     return outcome;
   }
 
@@ -85,6 +84,18 @@ class CpuEngine final : public UpdateEngine<T> {
     ~Claim() { engine.busy_ = false; }
     CpuEngine& engine;
   };
+
+  UpdateOutcome run(const UpdateWork<T>& work) {
+    UpdateOutcome outcome;
+    job_->begin(work, outcome);
+    team_->run([this, &work](int thread) {
+      Worker<T>& worker = workers_[static_cast<std::size_t>(thread)];
+      for (std::int64_t step = 0; step < work.steps; ++step) {
+        if (!sac_update(worker, state_.settings)) break;
+      }
+    });
+    return outcome;
+  }
 
   void use_threads(int threads) {
     if (job_ != nullptr && job_->threads == threads) return;

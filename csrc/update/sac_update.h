@@ -10,7 +10,7 @@
 
 namespace sacfast {
 
-// Returns false, with every parameter as it was, when a loss or a gradient is not finite.
+// Returns false when a loss or a gradient is not finite; the engine then sees to it that every parameter is as it was.
 template <class Worker>
 bool sac_update(Worker& worker, const UpdateSettings& settings) {
   // 0. The minibatch, and alpha = exp(log_alpha) as it is before the update.

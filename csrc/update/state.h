@@ -54,8 +54,9 @@ class Arena {
   std::size_t used_ = 0;
 };
 
-// A network that is learned. An update reads buffer `now` of each pair and writes the other one, so that an update
-// which fails has changed nothing.
+// A network that is learned. The first update of a call reads one buffer of each pair and writes the other one, in
+// which those after it work in place: only half as much passes through the caches. What the call began with stays, so
+// that the updates before one that fails can be made again.
 template <class T>
 struct LearnedNetwork {
   MlpShape<T> shape;
@@ -100,6 +101,10 @@ struct UpdateState {
   LearnedNetwork<T> networks[kNetworks];
   int now = 0;         // which buffer of each pair counts
   int now_target = 0;  // the same for targets, which do not move with every update
+  struct {
+    int now = 0, now_target = 0;
+    UpdateCounters counters;
+  } kept;  // what the call in progress began with
 
   Panels<T> stored, next, current;       // the critics' inputs [B, O + A]: (x, a), (x', a'), (x, a~)
   T *reward, *terminated;                // [B]
@@ -129,11 +134,29 @@ struct UpdateState {
   LearnedNetwork<T>& network(Network name) { return networks[static_cast<int>(name)]; }
   const LearnedNetwork<T>& network(Network name) const { return networks[static_cast<int>(name)]; }
 
-  T* part(Network name, Part part) const { return network(name).parts[static_cast<int>(part)][buffer(part, false)]; }
+  // As it counts; and where an update leaves it.
+  T* part(Network name, Part part) const {
+    return network(name).parts[static_cast<int>(part)][part == Part::kTarget ? now_target : now];
+  }
   T* next_part(Network name, Part part) const {
-    return network(name).parts[static_cast<int>(part)][buffer(part, true)];
+    return network(name).parts[static_cast<int>(part)][1 - (part == Part::kTarget ? kept.now_target : kept.now)];
   }
   bool has(Network name, Part part) const { return network(name).parts[static_cast<int>(part)][0] != nullptr; }
+
+  void keep() { kept = {now, now_target, counters}; }
+
+  // From here on what an update has left counts.
+  void commit(bool target_moved) {
+    now = 1 - kept.now;
+    if (target_moved) now_target = 1 - kept.now_target;
+  }
+
+  void go_back() {
+    now = kept.now;
+    now_target = kept.now_target;
+    counters = kept.counters;
+    transpose_all();
+  }
 
   // Brings the transposed weights in line with the parameters that count.
   void transpose_all() {
@@ -150,8 +173,6 @@ struct UpdateState {
   }
 
  private:
-  int buffer(Part part, bool next) const { return (part == Part::kTarget ? now_target : now) ^ (next ? 1 : 0); }
-
   void lay_out() {
     const std::int64_t pair = observations + actions;
     for (int index = 0; index < kNetworks; ++index) {

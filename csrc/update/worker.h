@@ -452,8 +452,7 @@ class Worker {
             step_temperature(counters, static_cast<T>(job_.mean_log_prob), static_cast<T>(settings_.target_entropy),
                              factors(settings_.alpha_lr, counters.alpha_steps + 1));
       }
-      s_.now ^= 1;
-      if (moves_target()) s_.now_target ^= 1;
+      s_.commit(moves_target());
       count_update(counters, settings_.value_network, settings_.deterministic_policy, job_.work->next_noise != nullptr,
                    job_.work->noise != nullptr);
       ++job_.outcome->updates;
@@ -768,13 +767,14 @@ class Worker {
     // Adds what of the parameters from `at` on to call in: all of their state, before and after, where memory is called
     // ahead; elsewhere what other threads have read since it was written.
     void list_memory(std::int64_t at, std::vector<const T*>& list) const {
-      if (kCallsAhead) {
-        for (const T* each : {parameter, exp_avg, exp_avg_sq}) list.push_back(each + at);
-        for (const T* each : {next_exp_avg, next_exp_avg_sq}) list.push_back(each + at);
-        if (moves_target) list.push_back(target + at);
-      }
-      list.push_back(next_parameter + at);
-      if (moves_target) list.push_back(next_target + at);
+      const auto add = [at, &list](const T* before, const T* after, bool others_read) {
+        if (kCallsAhead) list.push_back(before + at);
+        if (kCallsAhead ? after != before : others_read) list.push_back(after + at);
+      };
+      add(parameter, next_parameter, true);
+      add(exp_avg, next_exp_avg, false);
+      add(exp_avg_sq, next_exp_avg_sq, false);
+      if (moves_target) add(target, next_target, true);
     }
   };
 

@@ -40,6 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HERE = "test_bad_inputs.py::"
 RSAMPLE, TWIN_Q = "ops/test_tanh_gaussian.py::", "ops/test_twin_q.py::"
 POLYAK, NOISE = "ops/test_polyak.py::", "ops/test_noise.py::"
+TRANSFORMS = "ops/test_transforms.py::"
 STATE, THREADS = "test_fused_state.py::", "test_fused_threads.py::"
 FUSED, REFERENCE, REPLAY = "test_fused.py::", "test_reference.py::", "test_replay.py::"
 ENVS, TRAINER, CLI = "test_envs.py::", "test_trainer.py::", "test_cli.py::"
@@ -189,11 +190,12 @@ TABLE: dict[str, dict[str, list[str]]] = {
         ],
         "replay": [REPLAY + "test_strided_fields_and_tensors_with_gradients_are_stored"],
     },
-    "double backward": {
+    "second derivative, tangent, vmap": {
         "ops": [
-            RSAMPLE + "TestGradients::test_double_backward_is_refused",
-            HERE + "test_double_backward_of_log_prob_is_refused",
-            TWIN_Q + "TestGradients::test_double_backward_is_refused",
+            TRANSFORMS + "TestDerivatives::test_second",
+            TRANSFORMS + "TestDerivatives::test_shapes_are_checked_with_tangents_too",
+            TRANSFORMS + "TestVmap::test_shapes_never_broadcast_in_the_target",
+            TRANSFORMS + "TestPolyak::test_shapes_that_do_not_fit_are_refused",
         ],
     },
     "output that aliases an input": {
@@ -467,15 +469,6 @@ def test_log_prob_of_extremes(log_std: float) -> None:
         torch.autograd.grad(actual.sum(), leaves), torch.autograd.grad(expected.sum(), doubles), strict=True
     ):
         torch.testing.assert_close(a.double(), e, rtol=1e-5, atol=1e-6)
-
-
-def test_double_backward_of_log_prob_is_refused() -> None:
-    z, mean, log_std = (normal(5, 3, seed=seed) for seed in range(3))
-    z.requires_grad_()
-    log_prob = ops.tanh_gaussian_log_prob(z, mean, log_std)
-    (grad,) = torch.autograd.grad(log_prob.sum(), z, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"tanh_gaussian_log_prob.*double backward"):
-        grad.sum().backward()
 
 
 def test_results_share_memory_with_nothing() -> None:

@@ -8,7 +8,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
 
@@ -48,6 +47,7 @@ inline bool given(const OptionalTensor& tensor) { return tensor.has_value() && t
 inline void check_dtype(const Argument& argument) {
   const at::ScalarType dtype = argument.tensor.scalar_type();
   if (dtype == at::kFloat || dtype == at::kDouble) return;
+  TORCH_CHECK_TYPE(argument.tensor.defined(), argument.name, ": expected a tensor, got None");
   const bool is_half = dtype == at::kHalf || dtype == at::kBFloat16;
   TORCH_CHECK_TYPE(is_half && argument.tensor.is_cuda(), argument.name,
                    argument.tensor.is_cuda() ? ": expected dtype float32, float64, float16 or bfloat16, got "
@@ -278,15 +278,13 @@ inline Tensor sum_to(const Tensor& gradient, const Tensor& argument) {
   return at::sum_to(gradient, argument.sym_sizes());
 }
 
-// Marks the results of a backward op so that differentiating them again raises instead of giving zeros.
-inline std::vector<Tensor> once_differentiable(const char* op, std::vector<Tensor> gradients) {
-  for (Tensor& gradient : gradients) {
-    if (gradient.defined()) gradient.requires_grad_();
-  }
-  auto error = std::make_shared<torch::autograd::DelayedError>(
-      std::string(op) + ": its gradient cannot be differentiated again (double backward)",
-      static_cast<std::int64_t>(gradients.size()));
-  return (*error)(std::move(gradients));
+inline bool has_tangent(const Tensor& tensor) { return tensor.defined() && tensor._fw_grad(/*level=*/0).defined(); }
+inline bool has_tangent(const OptionalTensor& tensor) { return tensor.has_value() && has_tangent(*tensor); }
+
+// Whether forward-mode differentiation goes through one of the tensors. Kernels would drop the tangents.
+template <class... Tensors>
+bool any_has_tangent(const Tensors&... tensors) {
+  return (has_tangent(tensors) || ...);
 }
 
 // ---- Autocast ----

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sacfast import _ext  # noqa: F401  (loads the native library)
-from sacfast.ops._fake import check_one_device
+from sacfast.ops._fake import check_like, check_shape
+from sacfast.ops._transforms import plain_kernel
 
 
 def polyak_update_(
@@ -48,9 +49,35 @@ def polyak_update_reference_(
         target.lerp_(online, tau)
 
 
+plain_kernel("_polyak_update_plain_", polyak_update_reference_)  # forward mode: see `_transforms`
+
+
+@torch.library.register_vmap("sacfast::polyak_update_")
+def _(info, in_dims, target_params, online_params, tau):  # type: ignore[no-untyped-def]
+    targets, onlines = [], []
+    for i, (target, target_dim, online, online_dim) in enumerate(
+        zip(target_params, in_dims[0], online_params, in_dims[1], strict=True)
+    ):
+        if target_dim is None and online_dim is not None:
+            raise ValueError(
+                f"target_params[{i}]: expected a tensor that torch.vmap maps, like online_params[{i}]: "
+                "the calls of vmap would write different values to one place"
+            )
+        targets.append(target if target_dim is None else target.movedim(target_dim, 0))
+        if online_dim is not None:
+            online = online.movedim(online_dim, 0)
+        elif target_dim is not None:
+            online = online.expand(info.batch_size, *online.shape)
+        onlines.append(online)
+    return torch.ops.sacfast.polyak_update_(targets, onlines, tau), None
+
+
 @torch.library.register_fake("sacfast::polyak_update_")
 def _(target_params, online_params, tau):  # type: ignore[no-untyped-def]
-    check_one_device(
-        *((f"target_params[{i}]", each) for i, each in enumerate(target_params)),
-        *((f"online_params[{i}]", each) for i, each in enumerate(online_params)),
-    )
+    named = [
+        ((f"target_params[{i}]", target), (f"online_params[{i}]", online))
+        for i, (target, online) in enumerate(zip(target_params, online_params, strict=True))
+    ]
+    check_like(*(each for pair in named for each in pair))
+    for (target_name, target), (online_name, online) in named:
+        check_shape(online_name, online, target_name, target)

@@ -9,14 +9,17 @@ The Jacobian term is exact: there is no epsilon inside a logarithm, and z is nev
 from __future__ import annotations
 
 import math
-from typing import Literal
+import operator
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sacfast import _ext  # noqa: F401  (loads the native library)
-from sacfast.ops._fake import check_one_device
+from sacfast.ops._fake import check_device, check_like
+from sacfast.ops._transforms import align, align_all, draw_under_vmap, logical_dim, plain_kernel
 
 LogStdBounding = Literal["none", "clamp", "tanh"]
 
@@ -32,7 +35,7 @@ def philox_state(seed: int, device: torch.device | str = "cpu") -> Tensor:
         int64 [2]: (seed, offset). Each sampling call takes one offset and advances it in place, so the state can be
         saved and restored like any tensor, and advances inside a captured CUDA graph.
     """
-    return torch.tensor([seed % 2**63, 0], dtype=torch.int64, device=device)
+    return torch.tensor([operator.index(seed) % 2**63, 0], dtype=torch.int64, device=device)
 
 
 def tanh_gaussian_rsample(
@@ -52,7 +55,8 @@ def tanh_gaussian_rsample(
         noise: standard normal, broadcasts with `mean`; None: drawn inside.
         generator: source of the noise drawn inside: None (torch's default), a `torch.Generator` on the tensors'
             device, or a state from `philox_state`, whose noise is the same on CPU and CUDA. Threads may share
-            either: each call has noise of its own.
+            either: each call has noise of its own. `torch.utils.checkpoint` restores torch's default generator
+            alone before it computes again: inside it leave `generator` out, or give the noise.
         log_std_bounding: "none"; "clamp" to the bounds (arXiv 1812.05905 code, Stable-Baselines3, SBX); "tanh"
             rescaled to the bounds, which are finite then (CleanRL, LeanRL, rl_games: (-5, 2); FastSAC: (-5, 0)).
         log_std_bounds: (low, high), used unless `log_std_bounding` is "none".
@@ -65,6 +69,7 @@ def tanh_gaussian_rsample(
     Raises:
         ValueError: a shape, bound or device that does not fit, or requires_grad on `noise` or `action_scale`.
         TypeError: a dtype that does not fit.
+        RuntimeError: noise drawn inside `torch.vmap` with its default randomness, "error".
     """
     state = None
     if generator is not None:
@@ -146,24 +151,197 @@ def _log_tanh_slope(pre_tanh: Tensor) -> Tensor:
     return 2.0 * (math.log(2.0) - pre_tanh - F.softplus(-2.0 * pre_tanh))
 
 
+# ---- Second derivatives, forward mode: see `_transforms` -------------------------------------------------------
+
+
+def _rsample_plain(
+    mean: Tensor, log_std: Tensor, noise: Tensor, kind: LogStdBounding, low: float, high: float, scale: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return tanh_gaussian_rsample_reference(mean, log_std, noise, None, kind, (low, high), scale)
+
+
+def _rsample_backward_plain(
+    grad_action: Tensor | None,
+    grad_log_prob: Tensor | None,
+    mean: Tensor,
+    log_std: Tensor,
+    noise: Tensor,
+    kind: LogStdBounding,
+    low: float,
+    high: float,
+    scale: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    std_noise = bound_log_std_reference(log_std, kind, (low, high)).exp() * noise
+    pre_tanh = mean + std_noise
+    g = torch.zeros_like(pre_tanh) if grad_action is None else grad_action
+    h = torch.zeros_like(pre_tanh[..., 0]) if grad_log_prob is None else grad_log_prob
+    h = h.unsqueeze(-1)
+    if scale is not None:
+        g = g * scale
+    grad_mean = g * _tanh_slope(pre_tanh) + 2.0 * h * pre_tanh.tanh()
+    grad_log_std = grad_mean * std_noise - h
+    if kind == "clamp":
+        grad_log_std = grad_log_std * ((log_std >= low) & (log_std <= high))
+    if kind == "tanh":
+        grad_log_std = grad_log_std * (0.5 * (high - low)) * _tanh_slope(log_std)
+    return grad_mean, grad_log_std
+
+
+def _log_prob_backward_plain(
+    grad_log_prob: Tensor, pre_tanh: Tensor, mean: Tensor, log_std: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    h = grad_log_prob.unsqueeze(-1)
+    inverse_std = (-log_std).exp()
+    noise = (pre_tanh - mean) * inverse_std
+    grad_mean = h * noise * inverse_std
+    return 2.0 * h * pre_tanh.tanh() - grad_mean, grad_mean, h * (noise.square() - 1.0)
+
+
+def _tanh_slope(x: Tensor) -> Tensor:
+    """Return 1 - tanh(x)^2 without its cancellation, which leaves 0 in float32 from |x| = 9 on."""
+    return 4.0 * torch.sigmoid(2.0 * x) * torch.sigmoid(-2.0 * x)
+
+
+plain_kernel("_tanh_gaussian_rsample_plain", _rsample_plain)
+plain_kernel("_tanh_gaussian_rsample_backward_plain", _rsample_backward_plain)
+plain_kernel("_tanh_gaussian_log_prob_plain", tanh_gaussian_log_prob_reference)
+plain_kernel("_tanh_gaussian_log_prob_backward_plain", _log_prob_backward_plain)
+
+
+# ---- torch.vmap: the mapped dimension becomes the first of the leading ones --------------------------------------
+
+_OPS = torch.ops.sacfast
+for _name in ("tanh_gaussian_rsample", "_tanh_gaussian_rsample_with_noise"):
+    draw_under_vmap(_name, lambda _mean, _log_std, noise, *_: not isinstance(noise, Tensor))
+
+
+def _rsample_mapped(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    mean: Tensor,
+    log_std: Tensor,
+    noise: Any,
+    generator: torch.Generator | None,
+    state: Tensor | None,
+    kind: LogStdBounding,
+    low: float,
+    high: float,
+    scale: Any,
+) -> tuple[Tensor, Tensor, Tensor, int | None]:
+    """Return action and log_prob, mapped in their first dimension; the noise, and its mapped dimension."""
+    mean_dim, log_std_dim, noise_dim, _, state_dim, *_, scale_dim = in_dims
+    if state_dim is not None:
+        raise ValueError("generator: expected one state for all calls of torch.vmap, got one for each")
+    if noise is None and info.randomness == "same":  # that of the first call serves all
+        ones = (x if dim is None else x.select(dim, 0) for x, dim in ((mean, mean_dim), (log_std, log_std_dim)))
+        noise = _OPS._tanh_gaussian_rsample_with_noise(*ones, generator, state, kind, low, high, None)[2]
+    tensors, dims = [mean, log_std], [mean_dim, log_std_dim]
+    if noise is not None:
+        tensors.append(noise)
+        dims.append(noise_dim)
+    _check_not_scalar(("mean", "log_std", "noise"), tensors, dims)
+    mean, log_std, *given = align_all(info.batch_size, tensors, dims)
+    inside = None if scale_dim is not None else scale
+    if given:
+        action, log_prob = _OPS.tanh_gaussian_rsample(mean, log_std, given[0], None, None, kind, low, high, inside)
+    else:
+        action, log_prob, noise = _OPS._tanh_gaussian_rsample_with_noise(
+            mean, log_std, generator, state, kind, low, high, inside
+        )
+        noise_dim = 0
+    if scale_dim is not None:
+        scale = _mapped_scale(scale, scale_dim, mean)
+        action, log_prob = action * scale, log_prob - scale.abs().log().sum(-1)
+    return action, log_prob, noise, noise_dim
+
+
+@torch.library.register_vmap("sacfast::tanh_gaussian_rsample")
+def _(info, in_dims, *arguments):  # type: ignore[no-untyped-def]
+    action, log_prob, _, _ = _rsample_mapped(info, in_dims, *arguments)
+    return (action, log_prob), (0, 0)
+
+
+@torch.library.register_vmap("sacfast::_tanh_gaussian_rsample_with_noise")
+def _(info, in_dims, mean, log_std, *rest):  # type: ignore[no-untyped-def]
+    action, log_prob, noise, noise_dim = _rsample_mapped(
+        info, (*in_dims[:2], None, *in_dims[2:]), mean, log_std, None, *rest
+    )
+    return (action, log_prob, noise), (0, 0, noise_dim)
+
+
+@torch.library.register_vmap("sacfast::tanh_gaussian_rsample_backward")
+def _(info, in_dims, grad_action, grad_log_prob, mean, log_std, noise, kind, low, high, scale):  # type: ignore[no-untyped-def]
+    action_dim, log_prob_dim, *dims, _, _, _, scale_dim = in_dims
+    mean, log_std, noise = align_all(info.batch_size, (mean, log_std, noise), dims)
+    if grad_action is not None:
+        grad_action = align(grad_action, action_dim, mean.ndim - 1).expand(mean.shape)
+    if grad_log_prob is not None:
+        grad_log_prob = align(grad_log_prob, log_prob_dim, mean.ndim - 2).expand(mean.shape[:-1])
+    if scale_dim is not None:
+        if grad_action is not None:
+            grad_action = grad_action * _mapped_scale(scale, scale_dim, mean)
+        scale = None
+    grads = _OPS.tanh_gaussian_rsample_backward(
+        grad_action, grad_log_prob, mean, log_std, noise, kind, low, high, scale
+    )
+    return grads, (0, 0)
+
+
+@torch.library.register_vmap("sacfast::tanh_gaussian_log_prob")
+def _(info, in_dims, *tensors):  # type: ignore[no-untyped-def]
+    _check_not_scalar(("pre_tanh", "mean", "log_std"), tensors, in_dims)
+    return _OPS.tanh_gaussian_log_prob(*align_all(info.batch_size, tensors, in_dims)), 0
+
+
+@torch.library.register_vmap("sacfast::tanh_gaussian_log_prob_backward")
+def _(info, in_dims, grad_log_prob, *tensors):  # type: ignore[no-untyped-def]
+    grad_dim, *dims = in_dims
+    pre_tanh, mean, log_std = align_all(info.batch_size, tensors, dims)
+    grad_log_prob = align(grad_log_prob, grad_dim, pre_tanh.ndim - 2).expand(pre_tanh.shape[:-1])
+    return _OPS.tanh_gaussian_log_prob_backward(grad_log_prob, pre_tanh, mean, log_std), (0, 0, 0)
+
+
+def _check_not_scalar(names: Sequence[str], tensors: Sequence[Tensor], dims: Sequence[int | None]) -> None:
+    for name, tensor, dim in zip(names, tensors, dims, strict=False):
+        if logical_dim(tensor, dim) == 0:
+            raise ValueError(f"{name}: expected shape [..., A], got a 0-d tensor")
+
+
+def _mapped_scale(scale: Tensor, scale_dim: int, mean: Tensor) -> Tensor:
+    """Return an action scale for each call of vmap, as it broadcasts with the aligned mean."""
+    scale = scale.movedim(scale_dim, 0)
+    if scale.shape[1:] != mean.shape[-1:]:
+        raise ValueError(f"action_scale: expected shape {list(mean.shape[-1:])}, got {list(scale.shape[1:])}")
+    return align(scale, 0, mean.ndim - 1)
+
+
 # ---- Fake kernels: shapes for torch.compile --------------------------------------------------------------------
 
 
 @torch.library.register_fake("sacfast::tanh_gaussian_rsample")
 def _(mean, log_std, noise, generator, state, kind, low, high, action_scale):  # type: ignore[no-untyped-def]
-    check_one_device(
-        ("mean", mean), ("log_std", log_std), ("noise", noise), ("generator", state), ("action_scale", action_scale)
-    )
-    shapes = [mean.shape, log_std.shape] + ([] if noise is None else [noise.shape])
-    shape = torch.broadcast_shapes(*shapes)
+    shape = _checked_shape(mean, log_std, noise, state, kind, action_scale)
     return mean.new_empty(shape), mean.new_empty(shape[:-1])
 
 
 @torch.library.register_fake("sacfast::_tanh_gaussian_rsample_with_noise")
 def _(mean, log_std, generator, state, kind, low, high, action_scale):  # type: ignore[no-untyped-def]
-    check_one_device(("mean", mean), ("log_std", log_std), ("generator", state), ("action_scale", action_scale))
-    shape = torch.broadcast_shapes(mean.shape, log_std.shape)
+    shape = _checked_shape(mean, log_std, None, state, kind, action_scale)
     return mean.new_empty(shape), mean.new_empty(shape[:-1]), mean.new_empty(shape)
+
+
+def _checked_shape(
+    mean: Tensor, log_std: Tensor, noise: Tensor | None, state: Tensor | None, kind: str, action_scale: Tensor | None
+) -> torch.Size:
+    """Return the action's shape."""
+    check_like(("mean", mean), ("log_std", log_std), ("noise", noise), ("action_scale", action_scale))
+    check_device("generator", state, "mean", mean)
+    if kind not in get_args(LogStdBounding):
+        raise ValueError(f"log_std_bounding: expected 'none', 'clamp' or 'tanh', got {kind!r}")
+    shape: torch.Size = torch.broadcast_shapes(mean.shape, log_std.shape, *(() if noise is None else (noise.shape,)))
+    if action_scale is not None and action_scale.shape != shape[-1:]:
+        raise ValueError(f"action_scale: expected shape {list(shape[-1:])}, got {list(action_scale.shape)}")
+    return shape
 
 
 @torch.library.register_fake("sacfast::tanh_gaussian_rsample_backward")
@@ -174,7 +352,7 @@ def _(grad_action, grad_log_prob, mean, log_std, noise, kind, low, high, action_
 
 @torch.library.register_fake("sacfast::tanh_gaussian_log_prob")
 def _(pre_tanh, mean, log_std):  # type: ignore[no-untyped-def]
-    check_one_device(("pre_tanh", pre_tanh), ("mean", mean), ("log_std", log_std))
+    check_like(("pre_tanh", pre_tanh), ("mean", mean), ("log_std", log_std))
     return mean.new_empty(torch.broadcast_shapes(pre_tanh.shape, mean.shape, log_std.shape)[:-1])
 
 

@@ -5,11 +5,14 @@ y = reward + gamma (1 - terminated) ( min(next_q1, next_q2) - alpha next_log_pro
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from sacfast import _ext  # noqa: F401  (loads the native library)
-from sacfast.ops._fake import check_one_device
+from sacfast.ops._fake import check_device, check_like, check_shape
+from sacfast.ops._transforms import plain_kernel
 
 
 def twin_q_target(
@@ -69,17 +72,97 @@ def twin_q_target_reference(
     return reward + gamma * (1.0 - terminated.to(reward.dtype)) * soft_value
 
 
+# ---- Second derivatives, forward mode: see `_transforms` -------------------------------------------------------
+
+
+def _target_plain(  # type: ignore[no-untyped-def]
+    reward, terminated, next_q1, next_q2, next_log_prob, alpha, alpha_value, gamma, gamma_value
+):
+    return twin_q_target_reference(
+        reward,
+        terminated,
+        next_q1,
+        next_q2,
+        next_log_prob,
+        alpha_value if alpha is None else alpha,
+        gamma_value if gamma is None else gamma,
+    )
+
+
+def _target_backward_plain(  # type: ignore[no-untyped-def]
+    grad, terminated, next_q1, next_q2, next_log_prob, alpha, alpha_value, gamma, gamma_value, needs_grad_alpha
+):
+    slope = grad * (gamma_value if gamma is None else gamma) * (1.0 - terminated.to(grad.dtype))
+    share_1 = torch.where(next_q1 == next_q2, 0.5, (next_q1 < next_q2).to(grad.dtype))  # as torch.minimum has it
+    return (
+        slope * share_1,
+        slope * (1.0 - share_1),
+        -slope * (alpha_value if alpha is None else alpha),
+        -slope * next_log_prob if needs_grad_alpha else grad.new_empty(0),
+    )
+
+
+plain_kernel("_twin_q_target_plain", _target_plain)
+plain_kernel("_twin_q_target_backward_plain", _target_backward_plain)
+
+
+# ---- torch.vmap: a batch of all the batches ----------------------------------------------------------------------
+
+
+@torch.library.register_vmap("sacfast::twin_q_target")
+def _(info, in_dims, reward, *rest):  # type: ignore[no-untyped-def]
+    shape, flat = _flatten_mapped(info, in_dims, "reward", reward, *rest)
+    return torch.ops.sacfast.twin_q_target(*flat).view(shape), 0
+
+
+@torch.library.register_vmap("sacfast::twin_q_target_backward")
+def _(info, in_dims, grad, *rest):  # type: ignore[no-untyped-def]
+    *inputs, needs_grad_alpha = rest
+    shape, flat = _flatten_mapped(info, in_dims[:-1], "grad_target", grad, *inputs)
+    *grads, grad_alpha = torch.ops.sacfast.twin_q_target_backward(*flat, needs_grad_alpha)
+    if needs_grad_alpha:
+        return (*(each.view(shape) for each in (*grads, grad_alpha)),), (0, 0, 0, 0)
+    return (*(each.view(shape) for each in grads), grad_alpha), (0, 0, 0, None)
+
+
+def _flatten_mapped(
+    info: Any, in_dims: tuple[Any, ...], first_name: str, *arguments: Any
+) -> tuple[tuple[int, ...], list[Any]]:
+    """Return the mapped shape [V, B] or [V, B, 1], and the arguments with each tensor as one batch [V * B].
+
+    alpha and gamma may have one element: it serves its whole batch.
+    """
+    names = (first_name, "terminated", "next_q1", "next_q2", "next_log_prob", "alpha", "", "gamma", "")
+    first, first_dim = arguments[0], in_dims[0]
+    shape = (info.batch_size, *(first.shape if first_dim is None else first.movedim(first_dim, 0).shape[1:]))
+    flat = []
+    for name, each, dim in zip(names, arguments, in_dims, strict=True):
+        if isinstance(each, Tensor):
+            each = each.expand(info.batch_size, *each.shape) if dim is None else each.movedim(dim, 0)
+            if name in ("alpha", "gamma") and each[0].numel() == 1:
+                each = each.reshape(info.batch_size, *[1] * len(shape[1:]))
+            elif each.shape != shape:
+                raise ValueError(
+                    f"{name}: expected shape {list(shape[1:])} like {first_name}, got {list(each.shape[1:])}"
+                )
+            each = each.expand(shape).reshape(-1)
+        flat.append(each)
+    return shape, flat
+
+
+# ---- Fake kernels: shapes for torch.compile --------------------------------------------------------------------
+
+
 @torch.library.register_fake("sacfast::twin_q_target")
 def _(reward, terminated, next_q1, next_q2, next_log_prob, alpha, alpha_value, gamma, gamma_value):  # type: ignore[no-untyped-def]
-    check_one_device(
-        ("reward", reward),
-        ("terminated", terminated),
-        ("next_q1", next_q1),
-        ("next_q2", next_q2),
-        ("next_log_prob", next_log_prob),
-        ("alpha", alpha),
-        ("gamma", gamma),
-    )
+    values = ("next_q1", next_q1), ("next_q2", next_q2), ("next_log_prob", next_log_prob)
+    check_like(("reward", reward), *values, ("alpha", alpha), ("gamma", gamma))
+    check_device("terminated", terminated, "reward", reward)
+    for name, tensor in (("terminated", terminated), *values):
+        check_shape(name, tensor, "reward", reward)
+    for name, tensor in (("alpha", alpha), ("gamma", gamma)):
+        if tensor is not None and tensor.numel() != 1:
+            check_shape(name, tensor, "reward", reward)
     return reward.new_empty(reward.shape)
 
 

@@ -101,12 +101,17 @@ bool same_dense_layout(const Tensor& target, const Tensor& online) {
   return target.is_non_overlapping_and_dense() && target.strides() == online.strides();
 }
 
-void polyak_update_(at::TensorList targets, at::TensorList onlines, double tau) {
+// All that is checked without looking at addresses, which a tensor of torch.func does not have.
+void check_arguments(at::TensorList targets, at::TensorList onlines, double tau) {
   TORCH_CHECK_VALUE(targets.size() == onlines.size(), "online_params: expected ", targets.size(),
                     " tensors like target_params, got ", onlines.size());
   TORCH_CHECK_VALUE(tau >= 0.0 && tau <= 1.0, "tau: expected a number in [0, 1], got ", tau);
-  if (targets.empty()) return;
   for (std::size_t i = 0; i < targets.size(); ++i) check_pair(targets[i], onlines[i], targets[0], i);
+}
+
+void polyak_update_(at::TensorList targets, at::TensorList onlines, double tau) {
+  check_arguments(targets, onlines, tau);
+  if (targets.empty()) return;
   check_overlap(targets, onlines);
   const DeviceOf guard(targets[0]);
   with_kernel_type(targets[0], [&](auto zero) {
@@ -141,6 +146,12 @@ void polyak_update_autograd_(at::TensorList targets, at::TensorList onlines, dou
                         "an operation that autograd records");
     }
   }
+  const auto tangent = [](const Tensor& tensor) { return has_tangent(tensor); };
+  if (std::any_of(targets.begin(), targets.end(), tangent) || std::any_of(onlines.begin(), onlines.end(), tangent)) {
+    check_arguments(targets, onlines, tau);
+    static const auto plain = find_op<decltype(polyak_update_)>("sacfast::_polyak_update_plain_");
+    return plain.call(targets, onlines, tau);
+  }
   const at::AutoDispatchBelowADInplaceOrView below;
   op.call(targets, onlines, tau);
 }
@@ -150,6 +161,8 @@ void polyak_update_autograd_(at::TensorList targets, at::TensorList onlines, dou
 TORCH_LIBRARY_FRAGMENT(sacfast, m) {
   m.def("polyak_update_(Tensor(a!)[] target_params, Tensor[] online_params, float tau) -> ()",
         {at::Tag::pt2_compliant_tag});
+  // What tangents go to: torch's own ops, in sacfast/ops/polyak.py.
+  m.def("_polyak_update_plain_(Tensor(a!)[] target_params, Tensor[] online_params, float tau) -> ()");
 }
 TORCH_LIBRARY_IMPL(sacfast, CPU, m) { m.impl("polyak_update_", polyak_update_); }
 #if defined(SACFAST_WITH_CUDA)

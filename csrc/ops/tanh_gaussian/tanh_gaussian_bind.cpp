@@ -288,6 +288,29 @@ std::tuple<Tensor, Tensor, Tensor> log_prob_backward(const Tensor& grad_log_prob
 }
 
 // ---- Autograd -------------------------------------------------------------------------------------------------
+//
+// The nodes below serve first derivatives in reverse mode. Tangents, and gradients that are to be differentiated
+// again, go to the plain ops, which sacfast/ops/tanh_gaussian.py makes of torch's own.
+
+using RsamplePlain = std::tuple<Tensor, Tensor>(const Tensor& mean, const Tensor& log_std, const Tensor& noise,
+                                                c10::string_view log_std_bounding, double low, double high,
+                                                const OptionalTensor& action_scale);
+const auto& rsample_plain_op() {
+  static const auto op = find_op<RsamplePlain>("sacfast::_tanh_gaussian_rsample_plain");
+  return op;
+}
+const auto& rsample_backward_plain_op() {
+  static const auto op = find_op<decltype(rsample_backward)>("sacfast::_tanh_gaussian_rsample_backward_plain");
+  return op;
+}
+const auto& log_prob_plain_op() {
+  static const auto op = find_op<decltype(log_prob)>("sacfast::_tanh_gaussian_log_prob_plain");
+  return op;
+}
+const auto& log_prob_backward_plain_op() {
+  static const auto op = find_op<decltype(log_prob_backward)>("sacfast::_tanh_gaussian_log_prob_backward_plain");
+  return op;
+}
 
 const auto& rsample_op() {
   static const auto op = find_op<decltype(rsample)>("sacfast::tanh_gaussian_rsample");
@@ -340,6 +363,16 @@ std::tuple<Tensor, Tensor> rsample_autograd(const Tensor& mean, const Tensor& lo
     const at::AutoDispatchBelowADInplaceOrView below;
     return rsample_op().call(mean, log_std, noise, generator, philox_state, log_std_bounding, low, high, action_scale);
   };
+  const auto forward_with_noise = [&] {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return rsample_with_noise_op().call(mean, log_std, generator, philox_state, log_std_bounding, low, high,
+                                        action_scale);
+  };
+  if (any_has_tangent(mean, log_std, noise, action_scale)) {
+    if (given(noise)) forward();  // for its checks
+    const Tensor used = given(noise) ? *noise : std::get<2>(forward_with_noise());
+    return rsample_plain_op().call(mean, log_std, used, log_std_bounding, low, high, action_scale);
+  }
   if (!at::GradMode::is_enabled()) return forward();
   check_no_grad("noise", noise);
   check_no_grad("action_scale", action_scale);
@@ -350,9 +383,7 @@ std::tuple<Tensor, Tensor> rsample_autograd(const Tensor& mean, const Tensor& lo
     out = forward();
     node->noise = SavedVariable(*noise, /*is_output=*/false);
   } else {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    auto [action, log_prob, drawn] =
-        rsample_with_noise_op().call(mean, log_std, generator, philox_state, log_std_bounding, low, high, action_scale);
+    auto [action, log_prob, drawn] = forward_with_noise();
     out = {std::move(action), std::move(log_prob)};
     node->noise = SavedVariable(drawn, false);
   }
@@ -371,15 +402,14 @@ std::tuple<Tensor, Tensor> rsample_backward_autograd(const OptionalTensor& grad_
                                                      const Tensor& log_std, const Tensor& noise,
                                                      c10::string_view log_std_bounding, double low, double high,
                                                      const OptionalTensor& action_scale) {
-  std::tuple<Tensor, Tensor> grads;
-  {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    grads = rsample_backward_op().call(grad_action, grad_log_prob, mean, log_std, noise, log_std_bounding, low, high,
-                                       action_scale);
+  if (any_requires_grad({grad_action, grad_log_prob, mean, log_std}) ||
+      any_has_tangent(grad_action, grad_log_prob, mean, log_std, noise, action_scale)) {
+    return rsample_backward_plain_op().call(grad_action, grad_log_prob, mean, log_std, noise, log_std_bounding, low,
+                                            high, action_scale);
   }
-  if (!any_requires_grad({grad_action, grad_log_prob, mean, log_std})) return grads;
-  const auto once = once_differentiable("tanh_gaussian_rsample", {std::get<0>(grads), std::get<1>(grads)});
-  return {once[0], once[1]};
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return rsample_backward_op().call(grad_action, grad_log_prob, mean, log_std, noise, log_std_bounding, low, high,
+                                    action_scale);
 }
 
 struct LogProbBackward : BackwardNode {
@@ -405,6 +435,10 @@ Tensor log_prob_autograd(const Tensor& pre_tanh, const Tensor& mean, const Tenso
     const at::AutoDispatchBelowADInplaceOrView below;
     return log_prob_op().call(pre_tanh, mean, log_std);
   };
+  if (any_has_tangent(pre_tanh, mean, log_std)) {
+    forward();  // for its checks
+    return log_prob_plain_op().call(pre_tanh, mean, log_std);
+  }
   if (!any_requires_grad({pre_tanh, mean, log_std})) return forward();
   auto node = backward_node<LogProbBackward>({pre_tanh, mean, log_std});
   Tensor result = forward();
@@ -417,15 +451,12 @@ Tensor log_prob_autograd(const Tensor& pre_tanh, const Tensor& mean, const Tenso
 
 std::tuple<Tensor, Tensor, Tensor> log_prob_backward_autograd(const Tensor& grad_log_prob, const Tensor& pre_tanh,
                                                               const Tensor& mean, const Tensor& log_std) {
-  std::tuple<Tensor, Tensor, Tensor> grads;
-  {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    grads = log_prob_backward_op().call(grad_log_prob, pre_tanh, mean, log_std);
+  if (any_requires_grad({grad_log_prob, pre_tanh, mean, log_std}) ||
+      any_has_tangent(grad_log_prob, pre_tanh, mean, log_std)) {
+    return log_prob_backward_plain_op().call(grad_log_prob, pre_tanh, mean, log_std);
   }
-  if (!any_requires_grad({grad_log_prob, pre_tanh, mean, log_std})) return grads;
-  const auto once =
-      once_differentiable("tanh_gaussian_log_prob", {std::get<0>(grads), std::get<1>(grads), std::get<2>(grads)});
-  return {once[0], once[1], once[2]};
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return log_prob_backward_op().call(grad_log_prob, pre_tanh, mean, log_std);
 }
 
 // ---- Autocast: the density needs float32, as torch's own log-probabilities do ----------------------------------
@@ -471,6 +502,17 @@ TORCH_LIBRARY_FRAGMENT(sacfast, m) {
       "tanh_gaussian_log_prob_backward(Tensor grad_log_prob, Tensor pre_tanh, Tensor mean, Tensor log_std) "
       "-> (Tensor grad_pre_tanh, Tensor grad_mean, Tensor grad_log_std)",
       {at::Tag::pt2_compliant_tag});
+  m.def(
+      "_tanh_gaussian_rsample_plain(Tensor mean, Tensor log_std, Tensor noise, str log_std_bounding, "
+      "float log_std_low, float log_std_high, Tensor? action_scale) -> (Tensor action, Tensor log_prob)");
+  m.def(
+      "_tanh_gaussian_rsample_backward_plain(Tensor? grad_action, Tensor? grad_log_prob, Tensor mean, "
+      "Tensor log_std, Tensor noise, str log_std_bounding, float log_std_low, float log_std_high, "
+      "Tensor? action_scale) -> (Tensor grad_mean, Tensor grad_log_std)");
+  m.def("_tanh_gaussian_log_prob_plain(Tensor pre_tanh, Tensor mean, Tensor log_std) -> Tensor");
+  m.def(
+      "_tanh_gaussian_log_prob_backward_plain(Tensor grad_log_prob, Tensor pre_tanh, Tensor mean, Tensor log_std) "
+      "-> (Tensor grad_pre_tanh, Tensor grad_mean, Tensor grad_log_std)");
 }
 
 #define SACFAST_REGISTER(key)                                        \

@@ -138,6 +138,16 @@ const auto& target_backward_op() {
   return op;
 }
 
+// What tangents, and gradients that are to be differentiated again, go to: torch's own ops, in sacfast/ops/twin_q.py.
+const auto& target_plain_op() {
+  static const auto op = find_op<decltype(target)>("sacfast::_twin_q_target_plain");
+  return op;
+}
+const auto& target_backward_plain_op() {
+  static const auto op = find_op<decltype(target_backward)>("sacfast::_twin_q_target_backward_plain");
+  return op;
+}
+
 struct TargetBackward : BackwardNode {
   SavedVariable terminated, next_q1, next_q2, next_log_prob, alpha, gamma;
   double alpha_value = 0, gamma_value = 0;
@@ -178,6 +188,11 @@ Tensor target_autograd(const Tensor& reward, const Tensor& terminated, const Ten
     return target_op().call(reward, terminated, next_q1, next_q2, next_log_prob, alpha, alpha_value, gamma,
                             gamma_value);
   };
+  if (any_has_tangent(reward, terminated, next_q1, next_q2, next_log_prob, alpha, gamma)) {
+    forward();  // for its checks
+    return target_plain_op().call(reward, terminated, next_q1, next_q2, next_log_prob, alpha, alpha_value, gamma,
+                                  gamma_value);
+  }
   if (!at::GradMode::is_enabled()) return forward();
   check_no_grad("reward", reward);
   check_no_grad("terminated", terminated);
@@ -203,16 +218,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> target_backward_autograd(const Tensor
                                                                     const OptionalTensor& alpha, double alpha_value,
                                                                     const OptionalTensor& gamma, double gamma_value,
                                                                     bool needs_grad_alpha) {
-  std::tuple<Tensor, Tensor, Tensor, Tensor> grads;
-  {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    grads = target_backward_op().call(grad_target, terminated, next_q1, next_q2, next_log_prob, alpha, alpha_value,
-                                      gamma, gamma_value, needs_grad_alpha);
+  if (any_requires_grad({grad_target, next_log_prob, alpha}) ||
+      any_has_tangent(grad_target, terminated, next_q1, next_q2, next_log_prob, alpha, gamma)) {
+    return target_backward_plain_op().call(grad_target, terminated, next_q1, next_q2, next_log_prob, alpha, alpha_value,
+                                           gamma, gamma_value, needs_grad_alpha);
   }
-  if (!any_requires_grad({grad_target, next_log_prob, alpha})) return grads;
-  const auto once = once_differentiable(
-      "twin_q_target", {std::get<0>(grads), std::get<1>(grads), std::get<2>(grads), std::get<3>(grads)});
-  return {once[0], once[1], once[2], once[3]};
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return target_backward_op().call(grad_target, terminated, next_q1, next_q2, next_log_prob, alpha, alpha_value, gamma,
+                                   gamma_value, needs_grad_alpha);
 }
 
 template <c10::DeviceType kDevice>
@@ -238,6 +251,14 @@ TORCH_LIBRARY_FRAGMENT(sacfast, m) {
       "bool needs_grad_alpha) -> (Tensor grad_next_q1, Tensor grad_next_q2, Tensor grad_next_log_prob, "
       "Tensor grad_alpha)",
       {at::Tag::pt2_compliant_tag});
+  m.def(
+      "_twin_q_target_plain(Tensor reward, Tensor terminated, Tensor next_q1, Tensor next_q2, Tensor next_log_prob, "
+      "Tensor? alpha, float alpha_value, Tensor? gamma, float gamma_value) -> Tensor");
+  m.def(
+      "_twin_q_target_backward_plain(Tensor grad_target, Tensor terminated, Tensor next_q1, Tensor next_q2, "
+      "Tensor next_log_prob, Tensor? alpha, float alpha_value, Tensor? gamma, float gamma_value, "
+      "bool needs_grad_alpha) -> (Tensor grad_next_q1, Tensor grad_next_q2, Tensor grad_next_log_prob, "
+      "Tensor grad_alpha)");
 }
 
 #define SACFAST_REGISTER(key)                          \

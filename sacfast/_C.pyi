@@ -55,10 +55,19 @@ class _Engine:
         rows: _Array,
         index: _Array,
         threads: int,
+        actor: _Array,
+        metrics: _Array,
         next_noise: _Array | None = None,
         noise: _Array | None = None,
     ) -> dict[str, Any]:
-        """Make one update for each row of `index` [steps, B]; return updates, metrics (sums) and fault."""
+        """Make one update for each row of `index` [steps, B]; return updates, gradient_updates and fault.
+
+        `actor` [P] of T: see `adopt`; it takes the parameters that result. Every update adds its metrics to `metrics`
+        [len(METRICS)] float64.
+        """
+
+    def adopt(self, actor: _Array) -> None:
+        """Take the actor's parameters from `actor` [P], if they are not those that the engine left there."""
 
     def read(self, network: str, part: str, into: _Array) -> None:
         """Write a part of a network, in torch's order, to `into` [P] of T."""
@@ -85,11 +94,11 @@ class _GpuEngine:
     def enqueue(
         self, work: list[tuple[int, int, int, int]], next_noise: int, noise: int, metrics: int, stream: int
     ) -> None:
-        """Queue for each learner (rows, index, steps, actor); its actor [P] of T and the metrics [S, len(METRICS)]
-        float64 are written then."""
+        """Queue for each learner (rows, index, steps, actor). Its actor [P] of T is read and then written; the sums of
+        the metrics [S, len(METRICS)] float64 are written."""
 
     def collect(self) -> list[dict[str, Any]]:
-        """Wait; return updates, metrics (sums), fault and gradient_updates of each learner."""
+        """Wait; return updates, fault and gradient_updates of each learner."""
 
     def select(self, learner: int) -> None:
         """Say of which learner `counters`, `read` and `write` speak."""

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from sacfast import _ext
-from sacfast.learner import Turn
 
 try:
     from sacfast import _C
@@ -43,15 +42,20 @@ class Engine(Protocol):
         ...
 
     def run(
-        self, rows: Tensor, index: Tensor, next_noise: Tensor | None, noise: Tensor | None, actor: Tensor
-    ) -> Tensor:
-        """Make one update for each row of `index` [steps, B]; return the sums of the metrics, as `METRICS` orders them.
+        self, rows: Tensor, index: Tensor, next_noise: Tensor | None, noise: Tensor | None, actor: Tensor, sums: Tensor
+    ) -> None:
+        """Make one update for each row of `index` [steps, B]; add the metrics of each to `sums` [len(METRICS)] float64.
 
         `rows` [capacity, 2*O + A + 2] float32 is the replay buffer's memory; given noise [B, A] serves every update.
-        `actor` [P] takes the parameters that result. All are on the engine's device, and contiguous.
+        `actor` [P] has the actor's parameters: the updates start from them, and leave there what results. All are on
+        the engine's device, and contiguous.
 
         Raises FloatingPointError when a loss or a gradient was not finite; the state is that of before this update.
         """
+        ...
+
+    def adopt(self, actor: Tensor) -> None:
+        """Take the actor's parameters from `actor` [P], which somebody may have written to since the last call."""
         ...
 
     def read(self, network: str, part: str, into: Tensor) -> None:
@@ -117,16 +121,18 @@ class CpuEngine:
         return int(self._engine.counters.gradient_updates)
 
     def run(
-        self, rows: Tensor, index: Tensor, next_noise: Tensor | None, noise: Tensor | None, actor: Tensor
-    ) -> Tensor:
+        self, rows: Tensor, index: Tensor, next_noise: Tensor | None, noise: Tensor | None, actor: Tensor, sums: Tensor
+    ) -> None:
         """See `Engine`. Also raises RuntimeError for use by two threads at once, or after a fork."""
         given = (None if each is None else each.numpy() for each in (next_noise, noise))
-        result = self._engine.update(rows.numpy(), index.numpy(), self.threads(), *given)
-        self.read("actor", "parameters", actor)
+        result = self._engine.update(rows.numpy(), index.numpy(), self.threads(), actor.numpy(), sums.numpy(), *given)
         if result["fault"]:
             bad = self._not_finite(rows[index[result["updates"]]])
             raise FloatingPointError(fault_message(result["fault"], self.gradient_updates, bad))
-        return torch.tensor([result["metrics"][name] for name in METRICS], dtype=torch.float64)
+
+    def adopt(self, actor: Tensor) -> None:
+        """See `Engine`."""
+        self._engine.adopt(actor.numpy())
 
     def read(self, network: str, part: str, into: Tensor) -> None:
         """See `Engine`."""
@@ -169,7 +175,7 @@ class GpuEngines:
 
     Updates are CUDA graphs: a call queues its work behind what was queued before, and waits for nothing. So an update
     that failed is known later. Until then every update queued behind it does nothing, and the learner's next call that
-    finds it raises what it met; the other learners go on.
+    finds it raises what it met; the other learners go on. One thread at a time: the caller sees to it.
     """
 
     def __init__(self, settings: _C.UpdateSettings, learners: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -181,16 +187,14 @@ class GpuEngines:
             self.native = engine_type(settings, learners, self._memory.data_ptr(), self._stream())
             self._last_call = torch.cuda.Event()
             self._last_call.record()
-        self._turn = Turn()
         self.seats = tuple(GpuEngine(self, learner) for learner in range(learners))
 
     def run(self, work: Sequence[Work | None], next_noise: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """Queue each learner's work (None: nothing); return the sums of the metrics [S, len(METRICS)].
 
-        The result and the actors are there in the order of the current stream. Raises RuntimeError for use by two
-        threads at once, or after a fork.
+        The result and the actors are there in the order of the current stream.
         """
-        with self._turn, torch.cuda.device(self.device):
+        with torch.cuda.device(self.device):
             for seat in self.seats:
                 seat.known_updates()
             torch.cuda.current_stream().wait_event(self._last_call)  # the call before may lie on another one
@@ -251,14 +255,18 @@ class GpuEngine:
         return self.known_updates() + self.queued
 
     def run(
-        self, rows: Tensor, index: Tensor, next_noise: Tensor | None, noise: Tensor | None, actor: Tensor
-    ) -> Tensor:
+        self, rows: Tensor, index: Tensor, next_noise: Tensor | None, noise: Tensor | None, actor: Tensor, sums: Tensor
+    ) -> None:
         """See `Engine` and `GpuEngines.run`; the other learners do nothing."""
         self.engines.look()
         self.check()
         work: list[Work | None] = [None] * len(self.engines.seats)
         work[self._learner] = Work(rows, index, actor)
-        return self.engines.run(work, next_noise, noise)[self._learner]
+        sums += self.engines.run(work, next_noise, noise)[self._learner]
+
+    def adopt(self, actor: Tensor) -> None:
+        """See `Engine`; waits for the GPU, which `run` does not."""
+        self.write("actor", "parameters", actor)
 
     def check(self) -> None:
         """Raise what a failed update has met, if one is known to have failed."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from sacfast.engines import METRICS, GpuEngines, UpdateSettings, Work, check_dev
 from sacfast.learner import (
     LearnerGroup,
     Replay,
+    Turn,
     check_batch,
     check_float32,
     check_noise,
@@ -96,10 +97,8 @@ class FusedLearner:
         self._steps_per_call = max(1, INDEX_WORDS_PER_CALL // config.batch_size)
         self._reported = torch.tensor([METRICS.index(name) for name in self.metric_names], device=self.device)
         generator, noise_seed = random_start(seed)
+        self._turn = Turn()
         self._networks = build_networks(observation_dim, action_dim, config, self.device, dtype, generator)
-        actor = self._networks["actor"]
-        assert isinstance(actor, Actor)
-        self.actor = actor
         try:
             self._engine = make_engine(_settings(observation_dim, action_dim, config), self.device, dtype)
         except MemoryError:
@@ -114,6 +113,11 @@ class FusedLearner:
         counters.log_alpha = math.log(config.initial_alpha) if config.alpha == "auto" else 0.0
 
     @property
+    def actor(self) -> Actor:
+        """See `Learner.actor`."""
+        return cast(Actor, self._networks["actor"])
+
+    @property
     def gradient_updates(self) -> int:
         """Whole updates made since the start. On a GPU those queued count, until one is known to have failed."""
         return self._engine.gradient_updates
@@ -125,17 +129,18 @@ class FusedLearner:
         replay buffer. The rows are read natively.
 
         Raises TypeError and ValueError as `Learner.update` says; RuntimeError when another thread is at work on this
-        learner, or when this process was forked from the one that made it; FloatingPointError when a loss or a
-        gradient is not finite: its message names it and the update, and the parameters, optimisers and targets are
-        those from before that update.
+        learner, when this process was forked from the one that made it, or when the actor's parameters lie elsewhere
+        than they were made; FloatingPointError when a loss or a gradient is not finite: its message names it and the
+        update, and the parameters, optimisers and targets are those from before that update.
         """
         check_update_arguments(replay, gradient_steps, self.config.batch_size)
-        sums = torch.zeros(len(METRICS), dtype=torch.float64, device=self.device)
+        sums = self._no_metrics()
         left = gradient_steps
-        while left > 0:
-            steps = min(left, self._steps_per_call)
-            sums += self._run(self._rows_of(replay), self._draw(replay, steps))
-            left -= steps
+        with self._turn:
+            while left > 0:
+                steps = min(left, self._steps_per_call)
+                self._run(self._rows_of(replay), self._draw(replay, steps), sums)
+                left -= steps
         return self._means(sums, gradient_steps)
 
     def update_batch(self, batch: Batch, next_noise: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
@@ -148,11 +153,15 @@ class FusedLearner:
         rows = torch.cat([field.reshape(len(field), -1).float() for field in batch], 1).contiguous()
         dtype = self.actor.flat.dtype
         given = (None if each is None else each.to(dtype).contiguous() for each in (next_noise, noise))
-        return self._reported_of(self._run(rows, torch.arange(len(rows), device=self.device)[None], *given))
+        sums = self._no_metrics()
+        with self._turn:
+            self._run(rows, torch.arange(len(rows), device=self.device)[None], sums, *given)
+        return self._reported_of(sums)
 
     def wait(self) -> None:
-        """Wait for the updates under way. Raises FloatingPointError as `update`."""
-        self._engine.wait()
+        """Wait for the updates under way. Raises FloatingPointError and RuntimeError as `update`."""
+        with self._turn.reading():
+            self._engine.wait()
 
     def profile(self, replay: Replay, gradient_steps: int) -> list[dict[str, Any]]:
         """Make updates and take the time of their phases.
@@ -161,7 +170,8 @@ class FusedLearner:
             One entry a phase, each with the means over the updates: `phase`, its name; `milliseconds`, the mean over
             the threads; `megaflop`, of its matrix products, all threads together. Raises RuntimeError on a GPU.
         """
-        before = self._engine.profile()
+        with self._turn:
+            before = self._engine.profile()
         self.update(replay, gradient_steps)
         updates_and_threads = gradient_steps * self._engine.threads()
         return [
@@ -176,7 +186,16 @@ class FusedLearner:
         ]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return copies of everything that an exact resume needs, named as in `ReferenceLearner.state_dict`."""
+        """Return copies of everything that an exact resume needs, named as in `ReferenceLearner.state_dict`.
+
+        Raises RuntimeError when another thread is at work on this learner, or as `update` for the actor.
+        """
+        with self._turn.reading():
+            return self._state()
+
+    def _state(self) -> dict[str, Tensor]:
+        self._checked_actor()
+        self._engine.adopt(self.actor.flat.detach())
         counters = self._engine.counters
         dtype = self.actor.flat.dtype
         state: dict[str, Tensor] = {}
@@ -204,9 +223,14 @@ class FusedLearner:
         """Continue from what `state_dict` of a learner with the same configuration returned.
 
         Raises ValueError naming every entry that is missing, not expected, of another shape or dtype, or a count
-        that is none, and TypeError for a value that is no tensor; nothing has changed then.
+        that is none, and TypeError for a value that is no tensor; RuntimeError as `update` does. Nothing has changed
+        then.
         """
-        check_state(state, expected=self.state_dict())
+        with self._turn:
+            self._load(state)
+
+    def _load(self, state: Mapping[str, Tensor]) -> None:
+        check_state(state, expected=self._state())
         counts = {name: _count(name, state[name]) for name in state if name.endswith(("_optimizer.step", "_updates"))}
         for prefix, network in self._networks.items():
             parameters = [state[f"{prefix}.{name}"].flatten() for name, _ in network.named_parameters()]
@@ -229,14 +253,22 @@ class FusedLearner:
         self._read(_SEGMENTS["actor"], self.actor.flat)
 
     def _run(
-        self, rows: Tensor, index: Tensor, next_noise: Tensor | None = None, noise: Tensor | None = None
-    ) -> Tensor:
-        """Make one update for each row of `index`; return the sums of the metrics [len(METRICS)] float64."""
-        return self._engine.run(rows, index, next_noise, noise, self.actor.flat.detach())
+        self, rows: Tensor, index: Tensor, sums: Tensor, next_noise: Tensor | None = None, noise: Tensor | None = None
+    ) -> None:
+        """Make one update for each row of `index`; add the metrics of each to `sums`."""
+        self._engine.run(rows, index, next_noise, noise, self._checked_actor(), sums)
+
+    def _checked_actor(self) -> Tensor:
+        """Return the memory of the actor's parameters [P]; RuntimeError if the actor no longer has them there."""
+        self.actor.check_memory("learner.actor")
+        return self.actor.flat.detach()
+
+    def _no_metrics(self) -> Tensor:
+        return torch.zeros(len(METRICS), dtype=torch.float64, device=self.device)
 
     def _means(self, sums: Tensor, gradient_steps: int) -> Metrics:
         """Return the metrics that this learner reports, as means over the updates."""
-        return Metrics(self.metric_names, self._reported_of(sums) / gradient_steps)
+        return Metrics(self.metric_names, self._reported_of(sums / gradient_steps))
 
     def _reported_of(self, metrics: Tensor) -> Tensor:
         """Pick those that this learner reports from all metrics of an engine."""
@@ -298,12 +330,17 @@ class FusedGroup(LearnerGroup):
         settings = _settings(first.observation_dim, first.action_dim, first.config)
         states = [each.state_dict() for each in self.learners]
         self._engines = GpuEngines(settings, len(states), first.device, first.actor.flat.dtype)
+        self._turn = Turn()  # of all: a launch serves them together
         for learner, engine, state in zip(self.learners, self._engines.seats, states, strict=True):
-            learner._engine = engine
+            learner._engine, learner._turn = engine, self._turn
             learner.load_state_dict(state)
 
     def update(self, work: Mapping[int, tuple[Replay, int]]) -> dict[int, Metrics | Exception]:
         """See `LearnerGroup.update`. A failure is known, and returned, later: see `FusedLearner`."""
+        with self._turn:
+            return self._update(work)
+
+    def _update(self, work: Mapping[int, tuple[Replay, int]]) -> dict[int, Metrics | Exception]:
         self._engines.look()
         failures = {number: outcome_of(self._check, number, *task) for number, task in work.items()}
         left = {number: 0 if failures[number] else steps for number, (_, steps) in work.items()}
@@ -315,7 +352,7 @@ class FusedGroup(LearnerGroup):
                 if steps:
                     learner, replay = self.learners[number], work[number][0]
                     rows, index = learner._rows_of(replay), learner._draw(replay, steps)
-                    calls[number] = Work(rows, index, learner.actor.flat.detach())
+                    calls[number] = Work(rows, index, learner._checked_actor())
             sums += self._engines.run(calls)
             left = {number: steps - now[number] for number, steps in left.items()}
         return {
@@ -328,6 +365,7 @@ class FusedGroup(LearnerGroup):
         self._engines.seats[number].check()
         check_update_arguments(replay, gradient_steps, self.learners[number].config.batch_size)
         self.learners[number]._rows_of(replay)
+        self.learners[number]._checked_actor()
 
 
 def _settings(observation_dim: int, action_dim: int, config: SACConfig) -> UpdateSettings:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import ParamSpec, Protocol, TypeVar
 
 import numpy as np
@@ -47,8 +48,14 @@ class Learner(Protocol):
     observation_dim: int
     action_dim: int
     device: torch.device
-    actor: Actor
-    """The current policy; its parameters change in place with every update."""
+
+    @property
+    def actor(self) -> Actor:
+        """The current policy; its parameters change in place with every update.
+
+        They may be written to between calls, in place: the next call goes on from what it finds.
+        """
+        ...
 
     @property
     def gradient_updates(self) -> int:
@@ -245,12 +252,24 @@ class Turn:
                 "learner: made before this process was forked, and torch's threads were not; build it in this process, "
                 "or start the process by spawn"
             )
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError("learner: in use by another thread")
+        self._begin()
 
     def __exit__(self, *_: object) -> None:
         """End."""
         self._lock.release()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Admit as `__enter__` does, but in a forked process too: a copy can be read."""
+        self._begin()
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _begin(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("learner: in use by another thread")
 
 
 def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -54,12 +54,14 @@ class FlatNetwork(nn.Module):
             for parameter in (layer.weight, layer.bias):
                 initial.append(torch.empty(parameter.numel()).uniform_(-bound, bound, generator=generator))
         self.flat = torch.cat(initial).to(device=device, dtype=dtype)
+        self._address = self.flat.data_ptr()
         self.flat_grad = torch.zeros_like(self.flat)
         self.flat.grad = self.flat_grad
         self._bind(layers)
 
     def _bind(self, layers: Iterable[nn.Linear]) -> None:
         offset = 0
+        places = []
         for layer in layers:
             for name in ("weight", "bias"):
                 shape = getattr(layer, name).shape
@@ -67,8 +69,37 @@ class FlatNetwork(nn.Module):
                 parameter = nn.Parameter(self.flat[offset:end].view(shape))
                 parameter.grad = self.flat_grad[offset:end].view(shape)
                 setattr(layer, name, parameter)
+                places.append((layer._parameters, name, parameter, parameter.data_ptr(), shape, parameter.stride()))
                 offset = end
+        self._places = tuple(places)
+        self._layout = tuple((module._modules, list(module._modules.values())) for module in self.modules())
         self._leaves = tuple(self.parameters())
+
+    def check_memory(self, name: str) -> None:
+        """Raise RuntimeError, naming the network `name`, unless every parameter still lies in `flat`, where it was.
+
+        Policies, optimisers and engines read that memory, and would not see a parameter that lies elsewhere.
+        """
+        if not self._is_intact():
+            raise RuntimeError(
+                f"{name}: expected parameters in the memory that policy, optimiser and engine read, got others in "
+                "their place (from load_state_dict(assign=True), `.data = ...`, vector_to_parameters, or a new "
+                "Parameter or layer); build the learner anew and write in place, by load_state_dict or copy_"
+            )
+
+    def _is_intact(self) -> bool:
+        # A loop, not all(): a learner asks at every call.
+        if self.flat.data_ptr() != self._address:
+            return False
+        for children, before in self._layout:
+            if list(children.values()) != before:
+                return False
+        for parameters, key, parameter, address, shape, stride in self._places:
+            if parameters.get(key) is not parameter or parameter.data_ptr() != address:
+                return False
+            if parameter.shape != shape or parameter.stride() != stride:
+                return False
+        return True
 
     def backward(self, loss: Tensor) -> None:
         """Overwrite `flat_grad` with the gradient of the scalar `loss`.

@@ -100,7 +100,7 @@ class ReferenceLearner:
         config = self.config
         networks = build_networks(self.observation_dim, self.action_dim, config, device, dtype, generator)
         self._networks = networks
-        self.actor, self.critic = cast(Actor, networks["actor"]), cast(TwinCritic, networks["critic"])
+        self.critic = cast(TwinCritic, networks["critic"])
         if config.value_network:
             self.value = cast(ValueNetwork, networks["value"])
             self.target_value = cast(ValueNetwork, networks["target_value"])
@@ -144,6 +144,11 @@ class ReferenceLearner:
             self._generator = torch.Generator(self.device).manual_seed(noise_seed)
 
     @property
+    def actor(self) -> Actor:
+        """See `Learner.actor`."""
+        return cast(Actor, self._networks["actor"])
+
+    @property
     def alpha(self) -> Tensor:
         """The current temperature, a tensor [] of its own."""
         return self.log_alpha.exp() if self.config.alpha == "auto" else self._fixed_alpha
@@ -158,8 +163,9 @@ class ReferenceLearner:
 
         With 0 steps nothing changes and the means are NaN. Raises TypeError when `gradient_steps` is no int,
         ValueError when it is negative or when `replay` holds fewer transitions than one minibatch, both for a
-        minibatch of another shape, dtype or device; RuntimeError when another thread is at work on this learner, or
-        when this process was forked from the one that made it. On the CPU FloatingPointError when a loss or a
+        minibatch of another shape, dtype or device; RuntimeError when another thread is at work on this learner, when
+        this process was forked from the one that made it, or when a network's parameters lie elsewhere than they were
+        made. On the CPU FloatingPointError when a loss or a
         gradient is not finite: that step and those after it are not made, the steps before it of that update are.
         On CUDA, where to look would mean to wait, the metrics show it.
         """
@@ -194,7 +200,12 @@ class ReferenceLearner:
         # An update needs gradients, and the parameters' own precision, whatever the caller's mode.
         no_autocast = torch.autocast(self.device.type, enabled=False)
         with self._turn, torch.inference_mode(False), torch.enable_grad(), no_autocast:
+            self._check_memory()
             yield
+
+    def _check_memory(self) -> None:
+        for name, network in self._networks.items():
+            network.check_memory(f"learner.{name}")
 
     def _target_is_due(self) -> bool:
         return (self.gradient_updates + 1) % self.config.target_update_interval == 0
@@ -311,8 +322,15 @@ class ReferenceLearner:
 
         `actor.*`, `critic.*`, `target_critic.*` (v1: `value.*`, `target_value.*`) are parameters;
         `*_optimizer.{step, exp_avg, exp_avg_sq}` Adam's state, its moments flat [P]; `log_alpha` the learned
-        temperature; `gradient_updates` a count; `noise_state` the Philox state, or that of torch's generator.
+        temperature; `gradient_updates` a count; `noise_state` the Philox state, or that of torch's generator. Raises
+        RuntimeError when another thread is at work on this learner, or when a network's parameters lie elsewhere than
+        they were made.
         """
+        with self._turn.reading():
+            return self._state()
+
+    def _state(self) -> dict[str, Tensor]:
+        self._check_memory()
         state = {name: tensor.clone() for name, tensor in self._tensors().items()}
         state["gradient_updates"] = torch.tensor(self.gradient_updates)
         if isinstance(self._generator, torch.Generator):
@@ -327,8 +345,8 @@ class ReferenceLearner:
         Raises ValueError naming every entry that is missing, not expected, or of another shape or dtype, and
         TypeError for a value that is no tensor; RuntimeError as `update` does. Nothing has changed then.
         """
-        check_state(state, expected=self.state_dict())
         with self._turn:
+            check_state(state, expected=self._state())
             # In place throughout: networks, optimisers and CUDA graphs hold these very tensors.
             if isinstance(self._generator, torch.Generator):
                 self._generator.set_state(state["noise_state"].cpu())

@@ -204,8 +204,7 @@ class SAC:
             raise ValueError(f"observation: expected shape ({size},) or (n, {size}), got {values.shape}")
         if not np.isfinite(values).all():
             raise ValueError("observation: expected finite values, got NaN or infinity")
-        policy = self._mean_policy if deterministic else self.policy
-        action = policy.act(values.reshape(-1, size))
+        action = self._acting_policy(deterministic).act(values.reshape(-1, size))
         low, high = self.spec.action_low, self.spec.action_high
         scaled: FloatArray = np.clip(low + (action + 1.0) * (0.5 * (high - low)), low, high).astype(np.float32)
         return scaled[0] if values.ndim == 1 else scaled
@@ -218,7 +217,7 @@ class SAC:
             deterministic: act by the mean action, or by samples.
             seed: of the environments; None: the run's. Equal seeds start from equal states.
         """
-        policy = self._mean_policy if deterministic else self.policy
+        policy = self._acting_policy(deterministic)
         seed = self.train_config.seed if seed is None else seed
         with _torch_threads(ACTING_THREADS):
             return evaluate(policy, self.train_config.env_id, episodes, seed)
@@ -230,10 +229,15 @@ class SAC:
 
         Args and errors are those of `evaluate` and of `sacfast.evaluate.record_video`.
         """
-        policy = self._mean_policy if deterministic else self.policy
+        policy = self._acting_policy(deterministic)
         seed = self.train_config.seed if seed is None else seed
         with _torch_threads(ACTING_THREADS):
             return record_video(policy, self.spec, path, episodes, seed)
+
+    def _acting_policy(self, deterministic: bool) -> Policy:
+        """Return the policy that acts; RuntimeError when the actor's parameters are not where policies read them."""
+        self.learner.actor.check_memory("learner.actor")
+        return self._mean_policy if deterministic else self.policy
 
     def save(self, path: Path | str) -> Path:
         """Write a checkpoint directory: safetensors and JSON. A checkpoint already there is replaced.

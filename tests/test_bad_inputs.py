@@ -264,7 +264,7 @@ TABLE: dict[str, dict[str, list[str]]] = {
         "learner": [
             THREADS + "test_two_learners_work_at_once",
             THREADS + "test_a_learner_refuses_a_second_thread_and_survives_it",
-            HERE + "test_the_reference_refuses_a_second_thread",
+            HERE + "test_a_second_thread_is_refused_whatever_it_asks",
         ],
         "replay": [HERE + "test_threads_may_share_a_replay_buffer"],
         "trainer": [HERE + "test_two_runs_in_two_threads"],
@@ -946,31 +946,42 @@ def test_the_reference_on_a_side_stream() -> None:
     assert_states_equal(*states)
 
 
-def test_the_reference_refuses_a_second_thread() -> None:
-    learner, inside, leave = LEARNERS["reference"](), threading.Event(), threading.Event()
+@every_learner
+def test_a_second_thread_is_refused_whatever_it_asks(make: Callable[..., Learner]) -> None:
+    learner, inside, leave = make(), threading.Event(), threading.Event()
+    state, batch = learner.state_dict(), random_batch(0)
+
+    def draw(count: int) -> Tensor:
+        inside.set()
+        leave.wait(60)
+        return torch.arange(count)
 
     class Slow(GivenRows):
         def sample(self, batch_size: int) -> Batch:
-            inside.set()
-            leave.wait(60)
-            return random_batch(0)
+            draw(batch_size)
+            return batch
 
     def first() -> None:
-        learner.update(Slow(torch.zeros(0), torch.zeros), 1)
+        learner.update(Slow(torch.cat([field.view(B, -1) for field in batch], 1), draw), 1)
 
     worker = threading.Thread(target=first)
     worker.start()
     assert inside.wait(60)
-    for act in (
+    acts: list[Callable[[], object]] = [
         lambda: learner.update(random_replay(), 1),
         lambda: learner.update_batch(random_batch(1)),
-        lambda: learner.load_state_dict(learner.state_dict()),
-    ):
-        assert_unchanged(learner, act, RuntimeError, "^learner: in use by another thread$")
+        learner.state_dict,
+        lambda: learner.load_state_dict(state),
+    ]
+    if isinstance(learner, FusedLearner):
+        acts += [lambda: learner.profile(random_replay(), 1), learner.wait]
+    for act in acts:
+        with pytest.raises(RuntimeError, match=r"^learner: in use by another thread$"):
+            act()
     leave.set()
     worker.join(60)
-    twin = LEARNERS["reference"]()
-    twin.update_batch(random_batch(0))
+    twin = make()
+    twin.update_batch(batch)
     for each in (learner, twin):
         each.update(random_replay(), 1)
     assert_states_equal(learner.state_dict(), twin.state_dict())

@@ -56,17 +56,20 @@ class QueueOnTheHost:
         shape = (self.settings.batch_size, self.settings.action_dim)
         given = [array_at(each, shape, np.float32) if each else None for each in (next_noise, noise)]
         for learner, (rows, index, steps, actor) in enumerate(work):
+            self.select(learner)
+            if actor:
+                self.write("actor", "parameters", actor)
             if steps and not self.faults[learner]:
                 result = self.engines[learner].update(
                     array_at(rows, (ROWS, self.width), np.float32),
                     array_at(index, (steps, self.settings.batch_size), np.int64),
                     1,
+                    array_at(actor, (self.size("actor"),), np.float32),
+                    metrics[learner],
                     *given,
                 )
                 self.faults[learner] = result["fault"]
-                metrics[learner] = list(result["metrics"].values())
             if actor:
-                self.select(learner)
                 self.read("actor", "parameters", actor)
 
     def collect(self) -> list[dict[str, Any]]:
@@ -163,7 +166,8 @@ def test_given_noise_reaches_the_engine(queued: FusedLearner) -> None:
     rows = torch.zeros(ROWS, 2 * O + A + 2)
     rows[:B] = torch.cat([column.reshape(B, -1) for column in small], 1)
     index = torch.arange(B)[None]
-    queued._engine.run(rows, index, noise["next_noise"], noise["noise"], queued.actor.flat.detach())
+    sums = torch.zeros(len(engines.METRICS), dtype=torch.float64)
+    queued._engine.run(rows, index, noise["next_noise"], noise["noise"], queued.actor.flat.detach(), sums)
     expected = twin()
     expected.update_batch(small, **noise)
     assert_states_equal(queued.state_dict(), expected.state_dict())
@@ -207,6 +211,43 @@ def test_a_loaded_state_counts(queued: FusedLearner) -> None:
     assert torch.equal(queued.actor.flat, other.actor.flat)
 
 
+def test_a_written_actor_counts_from_the_next_call_on(queued: FusedLearner) -> None:
+    expected, replay, same_replay = twin(), random_replay(), random_replay()
+    for value in (0.25, -0.5):
+        for learner in (queued, expected):
+            learner.actor.flat[:5] = value
+        queued.update(replay, 2)
+        expected.update(same_replay, 2)
+    bad = random_replay()
+    bad.rows[:, O + A] = torch.inf
+    for learner in (queued, expected):
+        learner.actor.flat[:5] = 0.125
+    queued.update(bad, 1)
+    assert_states_equal(queued.state_dict(), expected.state_dict())
+    for learner in (queued, expected):
+        learner.actor.flat[:5] = 0.0625
+    assert_states_equal(queued.state_dict(), expected.state_dict())
+
+
+def test_actors_of_a_group_may_be_written_to_and_not_replaced(gpu: None) -> None:
+    learners, expected = [twin(3), twin(4)], twin(4)
+    for learner in (learners[1], expected):
+        learner.actor.flat[:5] = 0.25
+    group = FusedGroup(learners)  # which takes it on
+    for value in (-0.5, 0.125):
+        for learner in (learners[1], expected):
+            learner.actor.flat[:5] = value
+        group.update({0: (random_replay(), 2), 1: (random_replay(), 1)})
+        expected.update(random_replay(), 1)
+    group.update({0: (random_replay(), 1)})  # without the one that is written to
+    assert_states_equal(learners[1].state_dict(), expected.state_dict())
+    learners[0].actor.layers[0].weight.data = torch.zeros(16, O)
+    outcomes = group.update({0: (random_replay(), 1), 1: (random_replay(), 1)})
+    assert isinstance(outcomes[0], RuntimeError)
+    assert str(outcomes[0]).startswith("learner.actor: expected parameters in the memory")
+    assert isinstance(outcomes[1], Metrics)
+
+
 def test_phases_are_timed_on_the_cpu_only(queued: FusedLearner) -> None:
     with pytest.raises(RuntimeError, match="profile: phases are timed on the CPU"):
         queued.profile(random_replay(), 1)
@@ -214,8 +255,7 @@ def test_phases_are_timed_on_the_cpu_only(queued: FusedLearner) -> None:
 
 def test_two_threads_and_forked_children_are_refused(queued: FusedLearner, monkeypatch: pytest.MonkeyPatch) -> None:
     replay, process = random_replay(), os.getpid()
-    assert isinstance(queued._engine, engines.GpuEngine)
-    with queued._engine.engines._turn, pytest.raises(RuntimeError, match="learner: in use by another thread"):
+    with queued._turn, pytest.raises(RuntimeError, match="learner: in use by another thread"):
         queued.update(replay, 1)
     monkeypatch.setattr(os, "getpid", lambda: process + 1)
     with pytest.raises(RuntimeError, match="learner: made before this process was forked"):

@@ -62,12 +62,13 @@ struct UpdateWork {
   const T* next_noise = nullptr;  // [B, A] of x', for tests; null: drawn. Every step takes the same.
   const T* noise = nullptr;       // [B, A] of x
   int threads = 1;
+  double metrics[kMetrics] = {};  // sums to go on with: one sum over many calls has the bits of one over one call
 };
 
 struct UpdateOutcome {
   std::int64_t updates = 0;           // made; fewer than asked for when something was not finite
   std::int64_t gradient_updates = 0;  // made since the start
-  double metrics[kMetrics] = {};      // sums over the updates made
+  double metrics[kMetrics] = {};      // the work's sums, with the updates made added one by one
   std::string fault;                  // what was not finite in the update that was not made, or empty
 };
 
@@ -101,7 +102,8 @@ struct QueuedWork {
   const float* rows = nullptr;          // as in UpdateWork
   const std::int64_t* index = nullptr;  // [steps, B]
   std::int64_t steps = 0;               // may differ between learners; 0: none
-  T* actor = nullptr;                   // [P]: takes the actor's parameters that result; null: not wanted
+  // [P]: the actor's parameters to begin with, and those that result; null: those that the engine has.
+  T* actor = nullptr;
 };
 
 template <class T>

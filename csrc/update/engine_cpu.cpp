@@ -1,6 +1,7 @@
 // The CPU engine, compiled once for each instruction set.
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <stdexcept>
 
@@ -24,6 +25,7 @@ class CpuEngine final : public UpdateEngine<T> {
   explicit CpuEngine(const UpdateSettings& settings) : state_(settings) {}
 
   UpdateOutcome update(const UpdateWork<T>& work) override {
+    check_process();
     const Claim claim(*this);
     use_threads(work.threads);
     state_.keep();
@@ -41,12 +43,14 @@ class CpuEngine final : public UpdateEngine<T> {
   std::int64_t parameter_count(Network network) const override { return state_.network(network).shape.parameters; }
 
   void read(Network network, Part part, T* to) const override {
+    const Claim claim(*this);
     const T* from = state_.part(network, part);
     state_.network(network).shape.for_each_parameter(
         [to, from](std::int64_t flat, std::int64_t packed) { to[flat] = from[packed]; });
   }
 
   void write(Network network, Part part, const T* from) override {
+    check_process();
     const Claim claim(*this);
     T* to = state_.part(network, part);
     state_.network(network).shape.for_each_parameter(
@@ -57,6 +61,7 @@ class CpuEngine final : public UpdateEngine<T> {
   UpdateCounters& counters() override { return state_.counters; }
 
   std::vector<PhaseTime> profile() override {
+    const Claim claim(*this);
     std::vector<PhaseTime> times;
     for (int phase = 0; phase < kPhases; ++phase) {
       times.push_back({kPhaseNames[phase], 0, 0});
@@ -71,22 +76,26 @@ class CpuEngine final : public UpdateEngine<T> {
   }
 
  private:
-  // The engine is one thread's at a time, and of the process that made it.
+  // One thread at a time.
   struct Claim {
-    explicit Claim(CpuEngine& of) : engine(of) {
-      if (getpid() != engine.process_) {
-        throw std::runtime_error(
-            "learner: made before this process was forked, and its threads were not; build it in this process, or "
-            "start the process by spawn");
-      }
+    explicit Claim(const CpuEngine& of) : engine(of) {
       if (engine.busy_.exchange(true)) throw std::runtime_error("learner: in use by another thread");
     }
     ~Claim() { engine.busy_ = false; }
-    CpuEngine& engine;
+    const CpuEngine& engine;
   };
+
+  // Only the process that made the engine has its threads.
+  void check_process() const {
+    if (getpid() == process_) return;
+    throw std::runtime_error(
+        "learner: made before this process was forked, and its threads were not; build it in this process, or "
+        "start the process by spawn");
+  }
 
   UpdateOutcome run(const UpdateWork<T>& work) {
     UpdateOutcome outcome;
+    std::copy(work.metrics, work.metrics + kMetrics, outcome.metrics);
     job_->begin(work, outcome);
     team_->run([this, &work](int thread) {
       Worker<T>& worker = workers_[static_cast<std::size_t>(thread)];
@@ -116,7 +125,7 @@ class CpuEngine final : public UpdateEngine<T> {
   std::vector<Worker<T>> workers_;
   std::unique_ptr<ThreadTeam, DeleteInOwnProcess> team_;
   const pid_t process_ = getpid();
-  std::atomic<bool> busy_{false};
+  mutable std::atomic<bool> busy_{false};
   bool profiling_ = false;
 };
 

@@ -51,8 +51,11 @@ class GpuEngine final : public QueuedEngine<T> {
     std::copy(call.work.begin(), call.work.end(), start.work);
     start.next_noise = call.next_noise;
     start.noise = call.noise;
+    const GpuNetwork<T>& actor = state_.network(Network::kActor);
+    for (const int buffer : {0, 1}) start.parameters[buffer] = actor.parts[0][buffer];
+    start.count = actor.parameters;
     start.now = now_;
-    machine_.launch(Lane::kMain, start, 1, learners_);
+    machine_.launch(Lane::kMain, start, start.blocks(), learners_);
     std::int64_t most = 0;
     for (const QueuedWork<T>& each : call.work) most = std::max(most, each.steps);
     for (std::int64_t step = 0; step < most; ++step) {
@@ -66,11 +69,10 @@ class GpuEngine final : public QueuedEngine<T> {
     if (std::any_of(call.work.begin(), call.work.end(), is_apart)) settle();
     EndCall<T> end{};
     begin(end);
-    const GpuNetwork<T>& actor = state_.network(Network::kActor);
     for (const int buffer : {0, 1}) end.parameters[buffer] = actor.parts[0][buffer];
     end.count = actor.parameters;
     end.metrics = call.metrics;
-    machine_.launch(Lane::kMain, end, EndCall<T>::blocks(end.count), learners_);
+    machine_.launch(Lane::kMain, end, end.blocks(), learners_);
     stale_ = true;
   }
 
@@ -99,7 +101,9 @@ class GpuEngine final : public QueuedEngine<T> {
     call.next_noise = work.next_noise;
     call.noise = work.noise;
     enqueue(call);
-    return collect()[static_cast<std::size_t>(selected_)];
+    UpdateOutcome outcome = collect()[static_cast<std::size_t>(selected_)];
+    for (int i = 0; i < kMetrics; ++i) outcome.metrics[i] += work.metrics[i];
+    return outcome;
   }
 
   std::int64_t parameter_count(Network network) const override { return state_.network(network).parameters; }

@@ -75,21 +75,36 @@ struct Body {
 
 struct NoShared {};
 
+// Blocks that have a thread for each of `count` elements.
+SACFAST_HD std::int64_t blocks_of_threads(std::int64_t count) { return (count + kBlockThreads - 1) / kBlockThreads; }
+
 // ---- Begin and end of a call, begin and end of an update ----------------------------------------------------------
 
+// Starts a call, and takes the actor's parameters from where the caller has them: they may have been written to since
+// the call before.
 template <class T>
 struct BeginCall : Body<T> {
   using Shared = NoShared;
   QueuedWork<T> work[kMostLearners];
   const T *next_noise, *noise;
+  T* parameters[2];  // of the actor
+  std::int64_t count;
   int now;
 
+  std::int64_t blocks() const { return blocks_of_threads(count); }
+
   SACFAST_HD void operator()(const Block& block, Shared&) const {
-    GpuScalars<T>& scalars = *this->shift(block)(this->scalars);
+    const Shift here = this->shift(block);
+    GpuScalars<T>& scalars = *here(this->scalars);
+    const QueuedWork<T>& mine = work[block.learner];
+    // A learner that failed stays with the buffer of its last whole update. Nothing in this launch writes the fault.
+    const bool goes_on = scalars.fault == kNoFault;
+    T* const to = here(parameters[goes_on ? now : scalars.now]);
     block.each_thread([&](int thread) {
-      if (thread > 0) return;
-      const QueuedWork<T>& mine = work[block.learner];
-      if (scalars.fault == kNoFault) scalars.now = now;
+      const std::int64_t at = block.index * kBlockThreads + thread;
+      if (mine.actor != nullptr && at < count) to[at] = mine.actor[at];
+      if (at > 0) return;
+      if (goes_on) scalars.now = now;
       scalars.rows = mine.rows;
       scalars.index = mine.index;
       scalars.steps = mine.steps;
@@ -142,9 +157,7 @@ struct EndCall : Body<T> {
   std::int64_t count;
   double* metrics;  // [S, kMetrics]; null: not wanted
 
-  SACFAST_HD static std::int64_t blocks(std::int64_t count) {
-    return ((count > kMetrics ? count : kMetrics) + kBlockThreads - 1) / kBlockThreads;
-  }
+  std::int64_t blocks() const { return blocks_of_threads(count > kMetrics ? count : kMetrics); }
 
   SACFAST_HD void operator()(const Block& block, Shared&) const {
     const Shift here = this->shift(block);
@@ -235,7 +248,7 @@ struct Finish : Body<T> {
         sums[kSoftValue] += here(soft_value)[row];
         sums[kLogProb] += here(log_prob)[row];
         if (value != nullptr) {
-          const double error = here(value)[row] - here(soft_value)[row];
+          const double error = static_cast<double>(here(value)[row]) - here(soft_value)[row];
           sums[kSquaredValueErrors] += error * error;
         }
       }

@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cstring>
 #include <stdexcept>
 
 #include "engine.h"
@@ -76,12 +78,9 @@ std::vector<std::string> metric_names() {
 }
 
 py::dict dict_of(const UpdateOutcome& outcome) {
-  py::dict metrics, result;
-  const std::vector<std::string> names = metric_names();
-  for (int i = 0; i < kMetrics; ++i) metrics[names[static_cast<std::size_t>(i)].c_str()] = outcome.metrics[i];
+  py::dict result;
   result["updates"] = outcome.updates;
   result["gradient_updates"] = outcome.gradient_updates;
-  result["metrics"] = metrics;
   result["fault"] = outcome.fault;
   return result;
 }
@@ -94,10 +93,22 @@ class Engine {
   explicit Engine(const UpdateSettings& settings) : settings_(settings) {
     check_settings(settings);
     SACFAST_CALL_CPU(make_engine, settings, engine_);
+    shown_.resize(static_cast<std::size_t>(engine_->parameter_count(Network::kActor)));
   }
 
-  py::dict update(const Array<float>& rows, const Array<std::int64_t>& index, int threads,
-                  const std::optional<Array<T>>& next_noise, const std::optional<Array<T>>& noise) {
+  // Takes the actor's parameters from `actor` [P], where the caller has them, if they were written to since `update`
+  // or `write` left them. Bytes are compared: a NaN, too, is a change.
+  void adopt(const Array<T>& actor) {
+    const T* given = checked("actor", actor, {static_cast<py::ssize_t>(shown_.size())});
+    if (std::memcmp(given, shown_.data(), shown_.size() * sizeof(T)) == 0) return;
+    engine_->write(Network::kActor, Part::kParameters, given);
+    std::copy_n(given, shown_.size(), shown_.begin());
+  }
+
+  // `actor` [P]: see `adopt`; takes the parameters that result. `metrics` [kMetrics]: each update adds its own.
+  py::dict update(const Array<float>& rows, const Array<std::int64_t>& index, int threads, Array<T> actor,
+                  Array<double> metrics, const std::optional<Array<T>>& next_noise,
+                  const std::optional<Array<T>>& noise) {
     UpdateWork<T> work;
     const std::int64_t width = 2 * settings_.observation_dim + settings_.action_dim + 2;
     work.rows = checked("rows", rows, {rows.ndim() == 2 ? rows.shape(0) : 0, static_cast<py::ssize_t>(width)});
@@ -116,11 +127,18 @@ class Engine {
     if (noise) work.noise = checked("noise", *noise, noise_shape);
     if (threads < 1) throw std::invalid_argument("threads: expected an int >= 1, got " + std::to_string(threads));
     work.threads = threads;
+    std::copy_n(checked("metrics", metrics, {kMetrics}), kMetrics, work.metrics);
+    T* const shown = actor.mutable_data();
+    double* const sums = metrics.mutable_data();
+    adopt(actor);
     UpdateOutcome outcome;
     {
       const py::gil_scoped_release released;
       outcome = engine_->update(work);
     }
+    engine_->read(Network::kActor, Part::kParameters, shown);
+    std::copy_n(shown, shown_.size(), shown_.begin());
+    std::copy_n(outcome.metrics, kMetrics, sums);
     return dict_of(outcome);
   }
 
@@ -134,8 +152,9 @@ class Engine {
   void write(const std::string& network, const std::string& part, const Array<T>& from) {
     const Network which = network_of(settings_, network);
     const Part what = part_of(settings_, which, part);
-    engine_->write(which, what,
-                   checked(part.c_str(), from, {static_cast<py::ssize_t>(engine_->parameter_count(which))}));
+    const T* given = checked(part.c_str(), from, {static_cast<py::ssize_t>(engine_->parameter_count(which))});
+    engine_->write(which, what, given);
+    if (which == Network::kActor && what == Part::kParameters) std::copy_n(given, shown_.size(), shown_.begin());
   }
 
   UpdateCounters& counters() { return engine_->counters(); }
@@ -149,6 +168,7 @@ class Engine {
  private:
   UpdateSettings settings_;
   std::unique_ptr<UpdateEngine<T>> engine_;
+  std::vector<T> shown_;  // the actor's parameters as the engine has them, in torch's order
 };
 
 template <class T>
@@ -156,7 +176,9 @@ void define_engine(py::module_& module, const char* name) {
   py::class_<Engine<T>>(module, name)
       .def(py::init<const UpdateSettings&>(), py::arg("settings"))
       .def("update", &Engine<T>::update, py::arg("rows").noconvert(), py::arg("index").noconvert(), py::arg("threads"),
-           py::arg("next_noise").noconvert() = py::none(), py::arg("noise").noconvert() = py::none())
+           py::arg("actor").noconvert(), py::arg("metrics").noconvert(), py::arg("next_noise").noconvert() = py::none(),
+           py::arg("noise").noconvert() = py::none())
+      .def("adopt", &Engine<T>::adopt, py::arg("actor").noconvert())
       .def("read", &Engine<T>::read, py::arg("network"), py::arg("part"), py::arg("into").noconvert())
       .def("write", &Engine<T>::write, py::arg("network"), py::arg("part"), py::arg("values").noconvert())
       .def("profile", &Engine<T>::profile)

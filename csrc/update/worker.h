@@ -331,10 +331,10 @@ class Worker {
       const T* q1 = s_.network(Network::kQ1).activations.scalar;
       const T* q2 = s_.network(Network::kQ2).activations.scalar;
       for (std::int64_t row = 0; row < s_.batch; ++row) {
-        const double error1 = q1[row] - s_.target[row], error2 = q2[row] - s_.target[row];
-        loss += error1 * error1 + error2 * error2;
-        q_sum += q1[row] + q2[row];
-        target_sum += s_.target[row];
+        const double y = s_.target[row], first = q1[row], second = q2[row];
+        loss += (first - y) * (first - y) + (second - y) * (second - y);
+        q_sum += first + second;
+        target_sum += y;
       }
       metric(Metric::kCriticLoss) = mean(settings_.value_network ? 0.5 * loss : loss);
       metric(Metric::kQMean) = 0.5 * mean(q_sum);
@@ -422,7 +422,7 @@ class Worker {
         soft_value += s_.soft_value[row];
         log_prob += s_.log_prob[row];
         if (settings_.value_network) {
-          const double error = s_.network(Network::kValue).activations.scalar[row] - s_.soft_value[row];
+          const double value = s_.network(Network::kValue).activations.scalar[row], error = value - s_.soft_value[row];
           value_loss += 0.5 * error * error;
         }
       }

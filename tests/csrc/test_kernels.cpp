@@ -293,6 +293,10 @@ void check_side_by_side(const UpdateSettings& settings) {
   }
   const auto actor_size = static_cast<std::size_t>(together.engine.parameter_count(Network::kActor));
   std::vector<std::vector<float>> actors(learners, std::vector<float>(actor_size));
+  for (int i = 0; i < learners; ++i) {
+    together.engine.select(i);
+    together.engine.read(Network::kActor, Part::kParameters, actors[static_cast<std::size_t>(i)].data());
+  }
   std::vector<double> metrics(static_cast<std::size_t>(learners * kMetrics));
   for (const auto& steps : calls) {
     std::vector<std::vector<std::int64_t>> indices;
@@ -423,6 +427,55 @@ void check_one_of_two_fails(const UpdateSettings& settings, int which, std::int6
   }
 }
 
+// What the caller writes to the actor's parameters between calls counts from the next call on, also in a call that
+// fails and behind one that has failed. `learners` side by side, of which the last one is written to.
+void check_written_actor(const UpdateSettings& settings, int learners) {
+  const int written = learners - 1;
+  const auto last = static_cast<std::size_t>(written);
+  Transitions good(settings, 5), bad(settings, 5);
+  for (std::int64_t row = 0; row < kTransitions; ++row) {
+    bad.at(row, settings.observation_dim + settings.action_dim) = std::numeric_limits<float>::infinity();
+  }
+  const std::vector<std::int64_t> index = index_of(3, settings.batch_size);
+  Simulated<float> together(settings, learners), alone(settings);
+  for (int i = 0; i < learners; ++i) {
+    together.engine.select(i);
+    start<float>(together.engine, settings, static_cast<std::uint64_t>(i + 4));
+  }
+  start<float>(alone.engine, settings, static_cast<std::uint64_t>(written + 4));
+  together.engine.select(written);
+  std::vector<float> actor(static_cast<std::size_t>(together.engine.parameter_count(Network::kActor)));
+  together.engine.read(Network::kActor, Part::kParameters, actor.data());
+  const auto enqueue = [&](const Transitions& transitions, std::int64_t steps) {
+    QueuedCall<float> call;
+    for (int i = 0; i < learners; ++i) call.work.push_back(queued(good, index, 2));
+    call.work[last] = queued(transitions, index, steps);
+    call.work[last].actor = actor.data();
+    together.engine.enqueue(call);
+  };
+  const auto write = [&](float value) {
+    std::fill(actor.begin(), actor.begin() + 7, value);
+    alone.engine.write(Network::kActor, Part::kParameters, actor.data());
+  };
+  enqueue(good, 1);
+  alone.engine.update(work_of<float>(good, index, 1));
+  write(0.25f);
+  enqueue(good, 2);
+  alone.engine.update(work_of<float>(good, index, 2));
+  write(-0.5f);
+  const std::vector<float> kept = actor;
+  enqueue(bad, 1);
+  EXPECT(actor == kept);
+  write(0.125f);
+  enqueue(good, 3);  // behind the failure: not made
+  EXPECT(together.engine.collect()[last].fault == "critic_loss");
+  together.engine.select(written);
+  EXPECT(state_of<float>(together.engine, settings) == state_of<float>(alone.engine, settings));
+  enqueue(good, 3);
+  alone.engine.update(work_of<float>(good, index, 3));
+  EXPECT(state_of<float>(together.engine, settings) == state_of<float>(alone.engine, settings));
+}
+
 int run() {
   const UpdateSettings usual = settings_of({33, 70}, 37);
   check_same_updates<double>("usual", usual);
@@ -465,6 +518,7 @@ int run() {
   for (const UpdateSettings& each : {usual, v1(usual), settings_of({}, 16)}) {
     check_side_by_side(each);
     check_queued_side_by_side(each);
+    for (const int learners : {1, 2}) check_written_actor(each, learners);
     check_faults(each);
     for (const int which : {0, 1}) {
       for (const std::int64_t steps_of_other : {3, 2}) check_one_of_two_fails(each, which, steps_of_other);

@@ -443,6 +443,29 @@ void check_claims() {
   work();
   other.join();
   EXPECT(made + 50 * refused == 10 * 50);
+
+  // Nothing is read while an update is under way: it would be torn.
+  std::vector<float> actor(static_cast<std::size_t>(learner.engine().parameter_count(Network::kActor)));
+  std::atomic<bool> working{true};
+  std::thread updates([&] {
+    for (int i = 0; i < 20; ++i) work();
+    working = false;
+  });
+  int reads_refused = 0;
+  while (working) {
+    try {
+      learner.engine().read(Network::kActor, Part::kParameters, actor.data());
+    } catch (const std::runtime_error& error) {
+      reads_refused += std::string(error.what()) == "learner: in use by another thread";
+    }
+    try {
+      learner.engine().profile();
+    } catch (const std::runtime_error&) {
+      ++reads_refused;
+    }
+  }
+  updates.join();
+  EXPECT(reads_refused > 0);
   EXPECT(learner.engine().counters().gradient_updates == made);
 }
 

@@ -93,7 +93,7 @@ class ReferenceLearner:
             self.device = self.actor.flat.device
             self._build_temperature(dtype)
             self._choose_ops(noise_seed)
-            self._metric_sum = torch.zeros(len(self.metric_names), device=self.device, dtype=dtype)
+            self._metric_sum = torch.zeros(len(self.metric_names), device=self.device, dtype=torch.float64)
         self._captured = _CapturedUpdate(self) if self.device.type == "cuda" else None
 
     def _build_networks(self, device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> None:
@@ -180,7 +180,7 @@ class ReferenceLearner:
                 else:
                     self._metric_sum += self._update(batch, self._target_is_due())
                     self.gradient_updates += 1
-            return Metrics(self.metric_names, self._metric_sum / gradient_steps)
+            return Metrics(self.metric_names, (self._metric_sum / gradient_steps).to(self.actor.flat.dtype))
 
     def update_batch(self, batch: Batch, next_noise: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """Make one update on `batch`, eagerly; return its metrics [len(metric_names)].

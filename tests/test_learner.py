@@ -117,3 +117,10 @@ def test_products_in_less_than_float32_are_refused_where_they_are_not(backend: s
 @pytest.mark.parametrize("backend", ["fused", "reference"])
 def test_on_the_cpu_there_is_nothing_to_wait_for(backend: str) -> None:
     make_learner(4, 3, SACConfig(), backend=backend).wait()
+
+
+@every_backend
+def test_a_mean_over_many_updates_has_the_precision_of_one(backend: str) -> None:
+    """The temperature is fixed, so its mean is the value itself; a float32 sum of 693 of them is 1e-5 off."""
+    learner = make_learner(3, 2, SACConfig(hidden_sizes=(8,), batch_size=1, alpha=0.43), backend=backend)
+    assert learner.update(OneTransition(), 693)["alpha"] == torch.tensor(0.43).item()

@@ -8,7 +8,8 @@ in the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -34,6 +35,12 @@ from sacfast.types import Batch, Metrics
 
 INDEX_WORDS_PER_CALL = 2**22
 """Most row numbers drawn for one native call: 16,384 updates with minibatches of 256."""
+
+SECONDS_PER_CALL = 0.05
+"""How long a native call on the CPU is to take, if it is more than one update: signals are heeded between calls."""
+
+QUEUED_PER_CALL = 1024
+"""Most updates that a call queues on a GPU."""
 
 _SAME_NAME = (
     *("observation_dim", "action_dim", "batch_size", "gamma", "reward_scale", "target_entropy"),
@@ -94,7 +101,7 @@ class FusedLearner:
         check_device(self.device, dtype)
         if self.device.type == "cpu" or dtype != torch.float32:
             check_float32(config, f"with {dtype} on {self.device}")
-        self._steps_per_call = max(1, INDEX_WORDS_PER_CALL // config.batch_size)
+        self._steps_per_call = min(QUEUED_PER_CALL, _most_steps(config)) if self.device.type == "cuda" else 1
         self._reported = torch.tensor([METRICS.index(name) for name in self.metric_names], device=self.device)
         generator, noise_seed = random_start(seed)
         self._turn = Turn()
@@ -122,11 +129,12 @@ class FusedLearner:
         """Whole updates made since the start. On a GPU those queued count, until one is known to have failed."""
         return self._engine.gradient_updates
 
-    def update(self, replay: Replay, gradient_steps: int = 1) -> Metrics:
+    def update(self, replay: Replay, gradient_steps: int = 1, should_stop: Callable[[], bool] | None = None) -> Metrics:
         """Make `gradient_steps` whole updates, each on its own minibatch; return their mean metrics.
 
         The metrics are those of `ReferenceLearner.update`, and so are the minibatches: row numbers are drawn by the
-        replay buffer. The rows are read natively.
+        replay buffer, those of a native call together. The rows are read natively. `should_stop`, and signal handlers,
+        are heeded between native calls: after 50 ms or an update, whichever is longer.
 
         Raises TypeError and ValueError as `Learner.update` says; RuntimeError when another thread is at work on this
         learner, when this process was forked from the one that made it, or when the actor's parameters lie elsewhere
@@ -135,13 +143,17 @@ class FusedLearner:
         """
         check_update_arguments(replay, gradient_steps, self.config.batch_size)
         sums = self._no_metrics()
-        left = gradient_steps
+        made = 0
         with self._turn:
-            while left > 0:
-                steps = min(left, self._steps_per_call)
+            while made < gradient_steps:
+                steps = min(gradient_steps - made, self._steps_per_call)
+                start = time.perf_counter()
                 self._run(self._rows_of(replay), self._draw(replay, steps), sums)
-                left -= steps
-        return self._means(sums, gradient_steps)
+                made += steps
+                self._pace(steps, time.perf_counter() - start)
+                if should_stop is not None and should_stop():
+                    break
+        return self._means(sums, made)
 
     def update_batch(self, batch: Batch, next_noise: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """Make one update on `batch`; return its metrics [len(metric_names)].
@@ -258,6 +270,16 @@ class FusedLearner:
         """Make one update for each row of `index`; add the metrics of each to `sums`."""
         self._engine.run(rows, index, next_noise, noise, self._checked_actor(), sums)
 
+    def _pace(self, steps: int, seconds: float) -> None:
+        """Let the next native call take about SECONDS_PER_CALL, if the last one took `seconds` for `steps` updates.
+
+        How updates are cut into calls changes no bit of a state. On a GPU, where a call only queues its work, it stays
+        as it is.
+        """
+        if self.device.type == "cpu":
+            in_time = int(steps * SECONDS_PER_CALL / max(seconds, 1e-6))
+            self._steps_per_call = max(1, min(in_time, _most_steps(self.config)))
+
     def _checked_actor(self) -> Tensor:
         """Return the memory of the actor's parameters [P]; RuntimeError if the actor no longer has them there."""
         self.actor.check_memory("learner.actor")
@@ -330,23 +352,28 @@ class FusedGroup(LearnerGroup):
         settings = _settings(first.observation_dim, first.action_dim, first.config)
         states = [each.state_dict() for each in self.learners]
         self._engines = GpuEngines(settings, len(states), first.device, first.actor.flat.dtype)
+        self._steps_per_call = min(QUEUED_PER_CALL, _most_steps(first.config))
         self._turn = Turn()  # of all: a launch serves them together
         for learner, engine, state in zip(self.learners, self._engines.seats, states, strict=True):
             learner._engine, learner._turn = engine, self._turn
             learner.load_state_dict(state)
 
-    def update(self, work: Mapping[int, tuple[Replay, int]]) -> dict[int, Metrics | Exception]:
+    def update(
+        self, work: Mapping[int, tuple[Replay, int]], should_stop: Callable[[], bool] | None = None
+    ) -> dict[int, Metrics | Exception]:
         """See `LearnerGroup.update`. A failure is known, and returned, later: see `FusedLearner`."""
         with self._turn:
-            return self._update(work)
+            return self._update(work, should_stop)
 
-    def _update(self, work: Mapping[int, tuple[Replay, int]]) -> dict[int, Metrics | Exception]:
+    def _update(
+        self, work: Mapping[int, tuple[Replay, int]], should_stop: Callable[[], bool] | None
+    ) -> dict[int, Metrics | Exception]:
         self._engines.look()
         failures = {number: outcome_of(self._check, number, *task) for number, task in work.items()}
         left = {number: 0 if failures[number] else steps for number, (_, steps) in work.items()}
         sums = torch.zeros(len(self.learners), len(METRICS), dtype=torch.float64, device=self.learners[0].device)
         while any(left.values()):
-            now = {number: min(steps, self.learners[number]._steps_per_call) for number, steps in left.items()}
+            now = {number: min(steps, self._steps_per_call) for number, steps in left.items()}
             calls: list[Work | None] = [None] * len(self.learners)
             for number, steps in now.items():
                 if steps:
@@ -355,8 +382,10 @@ class FusedGroup(LearnerGroup):
                     calls[number] = Work(rows, index, learner._checked_actor())
             sums += self._engines.run(calls)
             left = {number: steps - now[number] for number, steps in left.items()}
+            if should_stop is not None and should_stop():
+                break
         return {
-            number: failures[number] or self.learners[number]._means(sums[number], steps)
+            number: failures[number] or self.learners[number]._means(sums[number], steps - left[number])
             for number, (_, steps) in work.items()
         }
 
@@ -385,6 +414,11 @@ def _settings(observation_dim: int, action_dim: int, config: SACConfig) -> Updat
     settings.hard_target_update = config.target_update == "hard"
     settings.log_std_low, settings.log_std_high = config.log_std_bounds
     return settings
+
+
+def _most_steps(config: SACConfig) -> int:
+    """Return how many minibatches are drawn at once, at most."""
+    return max(1, INDEX_WORDS_PER_CALL // config.batch_size)
 
 
 def _moment(name: str, part: str) -> _Segments:

@@ -62,8 +62,11 @@ class Learner(Protocol):
         """Whole updates made since the start."""
         ...
 
-    def update(self, replay: Replay, gradient_steps: int = 1) -> Metrics:
+    def update(self, replay: Replay, gradient_steps: int = 1, should_stop: Callable[[], bool] | None = None) -> Metrics:
         """Make `gradient_steps` whole updates, each on its own minibatch; return their mean metrics.
+
+        `should_stop` is asked between updates; once it says True no more are made: `gradient_updates` tells how many
+        were. At least one is made. Python's signal handlers run between updates too: Ctrl-C does not wait for the last.
 
         With 0 steps nothing changes and the means are NaN. Raises TypeError when `gradient_steps` is no int,
         ValueError when it is negative or when `replay` holds fewer transitions than one minibatch.
@@ -117,12 +120,15 @@ class LearnerGroup:
         """Take at least one learner."""
         self.learners = tuple(learners)
 
-    def update(self, work: Mapping[int, tuple[Replay, int]]) -> dict[int, Metrics | Exception]:
+    def update(
+        self, work: Mapping[int, tuple[Replay, int]], should_stop: Callable[[], bool] | None = None
+    ) -> dict[int, Metrics | Exception]:
         """Make updates of some learners: by the number of each, its replay buffer and its gradient steps.
 
-        Returns what `Learner.update` returns or raises, for each: one that fails stops none of the others.
+        `should_stop` is as in `Learner.update`. Returns what `Learner.update` returns or raises, for each: one that
+        fails stops none of the others.
         """
-        return {number: outcome_of(self.learners[number].update, *task) for number, task in work.items()}
+        return {number: outcome_of(self.learners[number].update, *task, should_stop) for number, task in work.items()}
 
 
 def side_by_side(learners: Sequence[Learner]) -> LearnerGroup:

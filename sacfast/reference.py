@@ -153,13 +153,14 @@ class ReferenceLearner:
         """The current temperature, a tensor [] of its own."""
         return self.log_alpha.exp() if self.config.alpha == "auto" else self._fixed_alpha
 
-    def update(self, replay: Replay, gradient_steps: int = 1) -> Metrics:
+    def update(self, replay: Replay, gradient_steps: int = 1, should_stop: Callable[[], bool] | None = None) -> Metrics:
         """Make `gradient_steps` whole updates, each on its own minibatch; return their mean metrics.
 
         The metrics are means over the minibatch, then over the updates: `critic_loss`, `actor_loss`; `q_mean`
         of Q_i(x, a) over both critics before their step; `target_mean`, of y; `alpha`, before its step. Also
         `alpha_loss` when alpha is learned, `entropy`, of -log_prob in step 3, when the policy is stochastic,
-        and `value_loss` with a value network. Nothing here waits for the device.
+        and `value_loss` with a value network. Nothing here waits for the device. `should_stop` is as in
+        `Learner.update`.
 
         With 0 steps nothing changes and the means are NaN. Raises TypeError when `gradient_steps` is no int,
         ValueError when it is negative or when `replay` holds fewer transitions than one minibatch, both for a
@@ -172,7 +173,8 @@ class ReferenceLearner:
         check_update_arguments(replay, gradient_steps, self.config.batch_size)
         with self._at_work():
             self._metric_sum.zero_()
-            for _ in range(gradient_steps):
+            made = 0
+            while made < gradient_steps:
                 batch = replay.sample(self.config.batch_size)
                 check_batch(self, batch)
                 if self._captured is not None:
@@ -180,7 +182,10 @@ class ReferenceLearner:
                 else:
                     self._metric_sum += self._update(batch, self._target_is_due())
                     self.gradient_updates += 1
-            return Metrics(self.metric_names, (self._metric_sum / gradient_steps).to(self.actor.flat.dtype))
+                made += 1
+                if should_stop is not None and should_stop():
+                    break
+            return Metrics(self.metric_names, (self._metric_sum / made).to(self.actor.flat.dtype))
 
     def update_batch(self, batch: Batch, next_noise: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """Make one update on `batch`, eagerly; return its metrics [len(metric_names)].

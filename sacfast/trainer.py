@@ -65,7 +65,7 @@ ACTING_THREADS = 1
 next operator spin on the cores that the environments need: with 2, on 2 cores, collection halves."""
 
 UPDATES_PER_CALL = 32
-"""Most gradient updates in one call of the learner: between calls a Ctrl-C is noticed."""
+"""Most gradient updates in one call of the learner. A signal ends a call early."""
 
 CHECKPOINT_EVERY = 100_000
 """Transitions between checkpoints unless told otherwise, or more: with EPISODES_UNCUT episodes of every environment."""
@@ -578,7 +578,7 @@ def _learn(
             outcomes = {}
             if work := {number: (models[number].replay, loop.steps) for number, loop in loops.items() if loop.steps}:
                 with _torch_threads(models[0]._update_threads):
-                    outcomes = group.update(work)
+                    outcomes = group.update(work, should_stop=lambda: signals.number is not None)
     if failures:
         raise failures[0]
     if signals.number == signal.SIGINT:

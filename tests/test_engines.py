@@ -12,7 +12,7 @@ import pytest
 import torch
 from learner_cases import A, B, O, assert_states_equal, make_config, random_batch, random_noise, random_replay
 
-from sacfast import _C, SAC, engines, learn_together, trainer
+from sacfast import _C, SAC, engines, fused, learn_together, trainer
 from sacfast.fused import FusedGroup, FusedLearner
 from sacfast.types import Metrics
 
@@ -289,10 +289,9 @@ def test_a_learner_of_a_group_can_be_used_alone(gpu: None) -> None:
     assert_states_equal(group.learners[0].state_dict(), twin(3).state_dict())
 
 
-def test_more_updates_than_a_call_makes_are_split(gpu: None) -> None:
+def test_more_updates_than_a_call_makes_are_split(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "QUEUED_PER_CALL", 2)
     group, expected = FusedGroup([twin(3), twin(4)]), [twin(3), twin(4)]
-    for learner in group.learners:
-        learner._steps_per_call = 2
     outcomes = group.update({0: (random_replay(), 5), 1: (random_replay(), 2)})
     for outcome, learner, count in zip(outcomes.values(), expected, (5, 2), strict=True):
         assert isinstance(outcome, Metrics)
@@ -319,6 +318,16 @@ def test_one_of_a_group_that_fails_stops_none_of_the_others(gpu: None) -> None:
     assert isinstance(metrics, Metrics)
     assert list(group.update({1: (random_replay(), 1)})) == [1]
     assert group.learners[1].gradient_updates == 5
+
+
+def test_queued_updates_end_when_they_should(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "QUEUED_PER_CALL", 2)
+    group, alone = FusedGroup([twin(3), twin(4)]), [twin(3), twin(4)]
+    outcomes = group.update({0: (random_replay(), 7), 1: (random_replay(), 1)}, should_stop=lambda: True)
+    for outcome, learner, made in zip(outcomes.values(), alone, (2, 1), strict=True):
+        assert isinstance(outcome, Metrics)
+        assert outcome.to_dict() == learner.update(random_replay(), made).to_dict()
+    assert [learner.gradient_updates for learner in group.learners] == [2, 1]
 
 
 def test_models_that_learn_together_are_as_if_alone(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:

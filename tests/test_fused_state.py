@@ -28,7 +28,7 @@ from sacfast import _ext
 from sacfast.fused import FusedLearner
 from sacfast.networks import ACTIVATIONS
 from sacfast.reference import ReferenceLearner
-from sacfast.types import Batch
+from sacfast.types import Batch, Metrics
 
 State = dict[str, Tensor]
 V1 = {"value_network": True, "alpha": 0.2}
@@ -169,12 +169,29 @@ def test_many_updates_in_one_call_equal_one_by_one() -> None:
 
 
 def test_a_call_may_be_cut_into_several_native_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, cut = fused(), fused()
-    metrics = whole.update(random_replay(), 20)
+    """No bit depends on how: neither of the state nor of the metrics."""
+
+    def updated(steps_per_call: int) -> tuple[FusedLearner, Metrics]:
+        learner = fused()
+        monkeypatch.setattr(learner, "_pace", lambda steps, seconds: None)
+        monkeypatch.setattr(learner, "_steps_per_call", steps_per_call)
+        return learner, learner.update(random_replay(), 20)
+
+    whole, metrics = updated(20)
+    for steps_per_call in (1, 7):
+        cut, cut_metrics = updated(steps_per_call)
+        assert_states_equal(cut.state_dict(), whole.state_dict())
+        assert cut_metrics.to_dict() == metrics.to_dict()
+
+
+def test_a_call_takes_about_as_long_as_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = fused()
+    for steps, seconds, expected in ((1, 1e-3, 50), (50, 0.025, 100), (100, 10.0, 1), (1, 0.0, 50_000)):
+        learner._pace(steps, seconds)
+        assert learner._steps_per_call == expected
     monkeypatch.setattr("sacfast.fused.INDEX_WORDS_PER_CALL", 7 * B + 1)
-    cut_metrics = cut.update(random_replay(), 20)
-    assert_states_equal(cut.state_dict(), whole.state_dict())
-    assert list(cut_metrics.to_dict().values()) == pytest.approx(list(metrics.to_dict().values()), rel=1e-6)
+    learner._pace(1, 1e-3)
+    assert learner._steps_per_call == 7
 
 
 def test_profiling_changes_nothing_but_the_time() -> None:

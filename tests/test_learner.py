@@ -1,11 +1,15 @@
+import signal
+from types import FrameType
+
 import pytest
 import torch
+from learner_cases import assert_states_equal, make_config, random_replay
 
 from sacfast.config import BACKENDS, SACConfig
 from sacfast.fused import FusedLearner
-from sacfast.learner import check_state, check_update_arguments, make_learner, metric_names
+from sacfast.learner import check_state, check_update_arguments, make_learner, metric_names, side_by_side
 from sacfast.reference import ReferenceLearner
-from sacfast.types import Batch
+from sacfast.types import Batch, Metrics
 
 
 class OneTransition:
@@ -124,3 +128,62 @@ def test_a_mean_over_many_updates_has_the_precision_of_one(backend: str) -> None
     """The temperature is fixed, so its mean is the value itself; a float32 sum of 693 of them is 1e-5 off."""
     learner = make_learner(3, 2, SACConfig(hidden_sizes=(8,), batch_size=1, alpha=0.43), backend=backend)
     assert learner.update(OneTransition(), 693)["alpha"] == torch.tensor(0.43).item()
+
+
+class Alarm(Exception):
+    pass
+
+
+@every_backend
+def test_a_signal_is_heeded_between_updates(backend: str) -> None:
+    """Ten thousand of these updates take ten seconds and more; the learner is whole, and goes on."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        raise Alarm
+
+    large = SACConfig(hidden_sizes=(256, 256), batch_size=256)
+    learner, replay = make_learner(4, 3, large, backend=backend), random_replay(256)
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(Alarm):
+            learner.update(replay, 10_000)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    made = learner.gradient_updates
+    assert made < 5_000
+    state = learner.state_dict()
+    assert state["gradient_updates"] == made
+    assert torch.equal(
+        torch.cat([state[name].flatten() for name in state if name.startswith("actor.")]), learner.actor.flat
+    )
+    learner.update(replay, 2)
+    assert learner.gradient_updates == made + 2
+
+
+@every_backend
+def test_updates_end_when_they_should_and_not_half_way(backend: str) -> None:
+    """What follows is what would have followed: parameters, noise, minibatches."""
+    learner, twin = (make_learner(4, 3, make_config(), backend=backend, seed=3) for _ in range(2))
+    replay, same_replay = random_replay(), random_replay()
+    metrics = learner.update(replay, 100_000, should_stop=lambda: learner.gradient_updates >= 4)
+    made = learner.gradient_updates
+    assert 4 <= made < 100_000
+    assert metrics.to_dict() == twin.update(same_replay, made).to_dict()
+    for each, its_replay in ((learner, replay), (twin, same_replay)):
+        each.update(its_replay, 3, should_stop=lambda: False)
+    assert_states_equal(learner.state_dict(), twin.state_dict())
+    assert learner.gradient_updates == made + 3
+    learner.update(replay, 1, should_stop=lambda: True)  # at least one
+    assert learner.gradient_updates == made + 4
+
+
+@every_backend
+def test_a_group_ends_its_updates_when_it_should(backend: str) -> None:
+    learners = [make_learner(4, 3, make_config(), backend=backend, seed=seed) for seed in (1, 2)]
+    outcomes = side_by_side(learners).update(
+        {0: (random_replay(), 100_000), 1: (random_replay(), 100_000)}, should_stop=lambda: True
+    )
+    assert [type(outcome) for outcome in outcomes.values()] == [Metrics, Metrics]
+    assert all(1 <= learner.gradient_updates < 100_000 for learner in learners)

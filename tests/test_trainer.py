@@ -284,6 +284,25 @@ def test_ctrl_c_ends_the_run_with_its_files_whole(track: type[Track], tmp_path: 
     assert same(parameters(SAC.load(tmp_path)), parameters(model))
 
 
+@every_backend
+def test_ctrl_c_ends_a_call_of_the_learner(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call has 32 updates to make; the signal arrives during the first."""
+    model = small(run_dir=tmp_path, backend=backend, utd_ratio=32.0)
+    draw = model.replay.draw  # which `sample` calls too
+
+    def press_and_draw(count: int) -> torch.Tensor:
+        if model.learner.gradient_updates == 0:
+            signal.raise_signal(signal.SIGINT)
+        return draw(count)
+
+    monkeypatch.setattr(model.replay, "draw", press_and_draw)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(10_000)
+    assert model.learner.gradient_updates == 1
+    assert read_summary(tmp_path)["status"] == "interrupted"
+    assert SAC.load(tmp_path).learner.gradient_updates == 1
+
+
 def test_a_second_ctrl_c_does_not_wait(track: type[Track], tmp_path: Path) -> None:
     model = small("sacfast_test/Track-v0", run_dir=tmp_path)
     track.events = {130: "^C^C"}

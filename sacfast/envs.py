@@ -19,7 +19,7 @@ import os
 import warnings
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
@@ -34,6 +34,7 @@ from sacfast import collect
 from sacfast.types import BoolArray, FloatArray, IntArray, Transition
 
 Float64Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+_Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 ImageArray = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 Purpose = Literal["training", "evaluation"]
 
@@ -48,6 +49,13 @@ _ENV_BITS = 16
 _PURPOSES: dict[Purpose, int] = {"training": 0, "evaluation": 1}
 
 
+class ObservationLeaf(NamedTuple):
+    """One array of a task's observation."""
+
+    path: tuple[str, ...]  # the keys that lead to it through dictionaries; () where the observation is the array
+    shape: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class EnvSpec:
     """What is fixed about a task."""
@@ -59,6 +67,37 @@ class EnvSpec:
     action_low: Float64Array  # [A], in the task's own units: what an action of -1 becomes
     action_high: Float64Array  # [A], what an action of +1 becomes
     max_episode_steps: int | None  # the time limit; None: the task has none
+    observation_leaves: tuple[ObservationLeaf, ...] = ()  # in the flat order; () in checkpoints that do not hold them
+
+    def flatten(self, observation: Any) -> tuple[FloatArray, bool]:
+        """Lay an observation, or a batch of them, out as training does.
+
+        Args:
+            observation: what the task's `reset` and `step` return, or a batch of such, in which every array has a
+                leading n; or flat, [O] or [n, O]. Arrays, lists or tensors on the host, of any real dtype. Where
+                several of these fit, it is taken for the first of them: one, a batch, one that is flat, a flat batch.
+
+        Returns:
+            Rows [n, O] float32, and whether it was one observation (then n is 1).
+
+        Raises:
+            TypeError: anything but real numbers.
+            ValueError: a shape or a dictionary that does not fit, or a value that is not finite as a float32.
+        """
+        flat = (ObservationLeaf((), (self.observation_dim,)),)
+        forms = [self.observation_leaves or flat, flat]
+        for leaves in forms:
+            arrays = [array for leaf in leaves if (array := _entry(observation, leaf.path)) is not None]
+            leading = _leading_shape(arrays, leaves)
+            if leading is not None:
+                count = math.prod(leading)
+                parts = [array.reshape(count, *leaf.shape) for array, leaf in zip(arrays, leaves, strict=True)]
+                rows = _ObservationLayout(leaves).flatten(parts, count)
+                if not np.isfinite(rows).all():
+                    raise ValueError("observation: expected values that are finite as float32, got NaN or infinity")
+                return rows, leading == ()
+        expected = " or flat ".join(dict.fromkeys(map(_expected_shapes, forms)))
+        raise ValueError(f"observation: expected {expected}, got {_found_shapes(observation)}")
 
 
 class EpisodeStatistics(NamedTuple):
@@ -357,7 +396,7 @@ class EnvPoolVectorEnv(VectorEnv):
             # Gymnasium remarks on EnvPool's float64 limits of float32 spaces; nobody here reads those limits.
             warnings.filterwarnings("ignore", message=".*precision lowered by casting", category=UserWarning)
             task = envpool.make_spec(env_id)
-            self._layout = _ObservationLayout(env_id, task.observation_space)
+            self._layout = _ObservationLayout(list(_observation_leaves(env_id, task.observation_space)))
             low, high = _action_bounds(env_id, task.action_space)
             self._pool: Any = envpool.make(
                 env_id,
@@ -372,12 +411,12 @@ class EnvPoolVectorEnv(VectorEnv):
             self._native_dtype = self._pool.action_space.dtype
             self._pool.observation_space  # noqa: B018
         dimension, limit = self._layout.dimension, int(task.config.max_episode_steps)
-        spec = EnvSpec(env_id, "envpool", dimension, len(low), low, high, limit)
+        spec = EnvSpec(env_id, "envpool", dimension, len(low), low, high, limit, self._layout.leaves)
         super().__init__(spec, len(seeds), batch_size)
         self._every_env_id = np.arange(len(seeds))
         self._every_native_id = np.arange(len(seeds), dtype=np.int32)
         keys = [key.replace(":", ".") for key in self._pool._state_keys]
-        leaves = [".".join(("obs", *path)) for path in self._layout.paths]
+        leaves = [".".join(("obs", *path)) for path, _ in self._layout.leaves]
         if leaves == ["obs"]:  # which some tasks call by a name of its own
             leaves = [key for key in keys if key.partition(".")[0] == "obs"]
         fields = ["reward", "done", "trunc", "info.env_id", *leaves]
@@ -416,7 +455,7 @@ class GymnasiumVectorEnv(VectorEnv):
         options: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
         vector = SyncVectorEnv([lambda: gymnasium.make(env_id, **options)] * len(seeds), copy=False)
         try:
-            self._layout = _ObservationLayout(env_id, vector.single_observation_space)
+            self._layout = _ObservationLayout(list(_observation_leaves(env_id, vector.single_observation_space)))
             low, high = _action_bounds(env_id, vector.single_action_space)
         except ValueError:
             vector.close()
@@ -424,13 +463,13 @@ class GymnasiumVectorEnv(VectorEnv):
         self._vector: Any = vector
         task = vector.envs[0].spec
         limit = None if task is None else task.max_episode_steps
-        spec = EnvSpec(env_id, "gymnasium", self._layout.dimension, len(low), low, high, limit)
+        spec = EnvSpec(env_id, "gymnasium", self._layout.dimension, len(low), low, high, limit, self._layout.leaves)
         super().__init__(spec, len(seeds), len(seeds))
         self._native_dtype = vector.single_action_space.dtype
         self._every_env_id = np.arange(len(seeds))
         # For the first reset alone: a later one goes on with the environments' own generators, as EnvPool's.
         self._seeds: list[int] | None = seeds
-        self._action: np.ndarray[tuple[int, ...], np.dtype[Any]] | None = None
+        self._action: _Array | None = None
 
     def render(self) -> list[ImageArray]:
         """Return a picture [height, width, 3] of each environment as it is now."""
@@ -446,7 +485,7 @@ class GymnasiumVectorEnv(VectorEnv):
         self._seeds = None
         nothing = np.zeros(self.num_envs, np.bool_)
         return _Rows(
-            self._layout.flatten(self._layout.leaves(observation), self.batch_size),
+            self._layout.flatten(self._layout.entries(observation), self.batch_size),
             np.zeros(self.num_envs, np.float32),
             nothing,
             nothing,
@@ -459,7 +498,7 @@ class GymnasiumVectorEnv(VectorEnv):
     def _collect(self) -> _Rows:
         observation, reward, terminated, truncated, _ = self._vector.step(self._action)
         return _Rows(
-            self._layout.flatten(self._layout.leaves(observation), self.batch_size),
+            self._layout.flatten(self._layout.entries(observation), self.batch_size),
             reward.astype(np.float32),
             terminated,
             truncated,
@@ -552,36 +591,89 @@ class _ObservationLayout:
     The alphabet, not the dictionary's own order, so that a policy outlives a change of declaration order.
     """
 
-    def __init__(self, env_id: str, space: gymnasium.Space[Any]) -> None:
-        """Lay out `space`; refuse anything but float vectors, small matrices and dictionaries of these."""
-        leaves = list(_observation_leaves(env_id, space, ()))
-        self.paths = [path for path, _ in leaves]
-        self.dimension = sum(size for _, size in leaves)
+    def __init__(self, leaves: Sequence[ObservationLeaf]) -> None:
+        """Lay out what `_observation_leaves` has found in a space."""
+        self.leaves = tuple(leaves)
+        self.sizes = [math.prod(leaf.shape) for leaf in self.leaves]
+        self.dimension = sum(self.sizes)
 
-    def leaves(self, observation: Any) -> list[np.ndarray[tuple[int, ...], np.dtype[Any]]]:
+    def entries(self, observation: Any) -> list[_Array]:
         """Return the arrays of observations that are nested as the space is."""
-        return [functools.reduce(lambda entry, key: entry[key], path, observation) for path in self.paths]
+        return [functools.reduce(lambda entry, key: entry[key], leaf.path, observation) for leaf in self.leaves]
 
-    def flatten(self, leaves: list[np.ndarray[tuple[int, ...], np.dtype[Any]]], count: int) -> FloatArray:
+    def flatten(self, arrays: list[_Array], count: int) -> FloatArray:
         """Return a fresh float32 [count, O] of `count` observations."""
-        usual = collect.flatten(leaves, count, self.dimension)
+        usual = collect.flatten(arrays, count, self.dimension)
         if usual is not None:
             return usual
-        return np.column_stack([leaf.astype(np.float32).reshape(count, -1) for leaf in leaves])
+        columns = [
+            array.astype(np.float32).reshape(count, size) for array, size in zip(arrays, self.sizes, strict=True)
+        ]
+        return np.concatenate(columns, axis=1)
 
 
 def _observation_leaves(
-    env_id: str, space: gymnasium.Space[Any], path: tuple[str, ...]
-) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Yield path and size of every array in `space`."""
+    env_id: str, space: gymnasium.Space[Any], path: tuple[str, ...] = ()
+) -> Iterator[ObservationLeaf]:
+    """Yield every array in `space`; refuse anything but float vectors, small matrices and dictionaries of these."""
     if isinstance(space, gymnasium.spaces.Dict):
         for key in sorted(space.spaces):
             yield from _observation_leaves(env_id, space.spaces[key], (*path, key))
     elif isinstance(space, gymnasium.spaces.Box) and np.issubdtype(space.dtype, np.floating) and len(space.shape) <= 2:
-        yield path, math.prod(space.shape)
+        yield ObservationLeaf(path, tuple(map(int, space.shape)))
     else:
         name = ".".join(("observation", *path))
         raise ValueError(f"{env_id}: {name}: expected a Box of floats, no images or integers, got {space}")
+
+
+def _entry(observation: Any, path: tuple[str, ...]) -> _Array | None:
+    """Return the array that `path` leads to, or None where there is none."""
+    for key in path:
+        if not isinstance(observation, Mapping) or key not in observation:
+            return None
+        observation = observation[key]
+    if isinstance(observation, Mapping):
+        return None
+    name = ".".join(("observation", *path))
+    try:
+        array: _Array = np.asarray(observation)
+    except ValueError as error:  # lists of different lengths
+        raise ValueError(f"{name}: expected an array, got {observation!r}: {error}") from error
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name}: expected real numbers, got {type(observation).__name__} of dtype {array.dtype}")
+    return array
+
+
+def _leading_shape(arrays: Sequence[_Array], leaves: Sequence[ObservationLeaf]) -> tuple[int, ...] | None:
+    """Return () where the arrays are one observation, (n,) where they are n of them, otherwise None."""
+    if len(arrays) < len(leaves):
+        return None
+    found = set()
+    for array, leaf in zip(arrays, leaves, strict=True):
+        extra = array.ndim - len(leaf.shape)
+        if extra not in (0, 1) or array.shape[extra:] != leaf.shape:
+            return None
+        found.add(array.shape[:extra])
+    return found.pop() if len(found) == 1 else None
+
+
+def _expected_shapes(leaves: Sequence[ObservationLeaf]) -> str:
+    one, many = ([_shape_text((*first, *leaf.shape)) for leaf in leaves] for first in ((), ("n",)))
+    if leaves[0].path == ():
+        return f"shape {one[0]} or {many[0]}"
+    names = [".".join(leaf.path) for leaf in leaves]
+    entries = ", ".join(f"{name} {shape} or {batch}" for name, shape, batch in zip(names, one, many, strict=True))
+    return f"a dictionary of {entries}"
+
+
+def _found_shapes(observation: Any) -> str:
+    if isinstance(observation, Mapping):
+        return f"a dictionary of {', '.join(f'{key} {_found_shapes(entry)}' for key, entry in observation.items())}"
+    return _shape_text(np.shape(observation))
+
+
+def _shape_text(shape: tuple[Any, ...]) -> str:
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
 
 
 def _action_bounds(env_id: str, space: gymnasium.Space[Any]) -> tuple[Float64Array, Float64Array]:

@@ -37,7 +37,15 @@ from tqdm import tqdm
 from sacfast import checkpoint
 from sacfast.callbacks import Callback, overriding
 from sacfast.config import SACConfig, TrainConfig
-from sacfast.envs import EnvironmentFault, EnvSpec, EpisodeStatistics, VectorEnv, environment_seeds, make_env
+from sacfast.envs import (
+    EnvironmentFault,
+    EnvSpec,
+    EpisodeStatistics,
+    ObservationLeaf,
+    VectorEnv,
+    environment_seeds,
+    make_env,
+)
 from sacfast.evaluate import EvaluationResult, evaluate, record_video
 from sacfast.learner import LearnerGroup, make_learner, side_by_side
 from sacfast.memory import check_fits
@@ -185,29 +193,27 @@ class SAC:
         _learn([self], LearnerGroup([self.learner]), total_timesteps, callbacks)
         return self
 
-    def predict(self, observation: np.ndarray, deterministic: bool = True) -> FloatArray:
+    def predict(self, observation: Any, deterministic: bool = True) -> FloatArray:
         """Return the actions for observations, within the task's own bounds.
 
         Args:
-            observation: [O] or [n, O].
+            observation: what the task's `reset` and `step` return, a dictionary or a matrix too, or a batch of n of
+                these, with n in front of every shape. Or flat as in training: [O] or [n, O]. Where several of these
+                fit, the one that comes first here is meant.
             deterministic: the mean action, or a sample.
 
         Returns:
             [A] or [n, A] float32.
 
         Raises:
-            ValueError: another shape, or an observation that is not finite.
+            TypeError: something else than real numbers.
+            ValueError: another shape, a missing key, or an observation that is not finite.
         """
-        values = np.asarray(observation, dtype=np.float32)
-        size = self.spec.observation_dim
-        if values.ndim not in (1, 2) or values.shape[-1] != size:
-            raise ValueError(f"observation: expected shape ({size},) or (n, {size}), got {values.shape}")
-        if not np.isfinite(values).all():
-            raise ValueError("observation: expected finite values, got NaN or infinity")
-        action = self._acting_policy(deterministic).act(values.reshape(-1, size))
+        rows, is_one = self.spec.flatten(observation)
+        action = self._acting_policy(deterministic).act(rows)
         low, high = self.spec.action_low, self.spec.action_high
         scaled: FloatArray = np.clip(low + (action + 1.0) * (0.5 * (high - low)), low, high).astype(np.float32)
-        return scaled[0] if values.ndim == 1 else scaled
+        return scaled[0] if is_one else scaled
 
     def evaluate(self, episodes: int = 10, deterministic: bool = True, seed: int | None = None) -> EvaluationResult:
         """Run whole episodes on fresh environments, whose seeds training never uses.
@@ -388,6 +394,7 @@ class SAC:
                 num_threads=train.env_threads,
             )
             _check_spec(env.spec, getattr(self, "spec", env.spec))
+            self.spec = env.spec  # that of an earlier version's checkpoint does not hold the observation's layout
             self._observation, _ = env.reset()
             self._progress.env_generation += 1
             self._env = env
@@ -954,6 +961,8 @@ def _spec_to_json(spec: EnvSpec) -> dict[str, Any]:
 
 def _check_spec(found: EnvSpec, expected: EnvSpec) -> None:
     """Raise CheckpointError, saying what differs, unless a task is still what it was when it was saved."""
+    if not expected.observation_leaves:
+        expected = dataclasses.replace(expected, observation_leaves=found.observation_leaves)
     now, then = _spec_to_json(found), _spec_to_json(expected)
     if differences := [f"{name} was {then[name]}, is {now[name]}" for name in now if now[name] != then[name]]:
         raise checkpoint.CheckpointError(
@@ -987,7 +996,9 @@ def _warn_of_changes(saved: Mapping[str, Any], found: Mapping[str, Any]) -> None
 
 def _spec_from_json(values: dict[str, Any]) -> EnvSpec:
     bounds = {name: np.asarray(values[name], np.float64) for name in ("action_low", "action_high")}
-    return EnvSpec(**{**values, **bounds})
+    leaves = values.get("observation_leaves", [])  # which checkpoints of earlier versions do not hold
+    observation = tuple(ObservationLeaf(tuple(path), tuple(shape)) for path, shape in leaves)
+    return EnvSpec(**{**values, **bounds, "observation_leaves": observation})
 
 
 def _split_fields(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

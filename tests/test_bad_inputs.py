@@ -125,7 +125,11 @@ TABLE: dict[str, dict[str, list[str]]] = {
             REPLAY + "test_bad_fields_are_refused_and_leave_the_ring_alone",
             REPLAY + "test_a_wrong_state_is_refused_and_changes_nothing",
         ],
-        "trainer": [TRAINER + "test_predict_refuses_other_observations", POLICY + "test_act_refuses"],
+        "trainer": [
+            TRAINER + "test_predict_refuses_other_observations",
+            TRAINER + "test_predict_refuses_what_fits_no_form",
+            POLICY + "test_act_refuses",
+        ],
     },
     "mixed devices": {
         "ops": [

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from sacfast import SAC, checkpoint
+from sacfast import SAC, checkpoint, trainer
 from sacfast.config import BACKENDS, SACConfig, TrainConfig
-from sacfast.envs import EnvironmentFault
+from sacfast.envs import EnvironmentFault, make_env
 from sacfast.metrics import SUMMARY_KEYS
 from sacfast.trainer import UpdateSchedule, resolve_device
 
@@ -411,6 +411,146 @@ def test_predict_acts_within_the_tasks_own_bounds() -> None:
 def test_predict_refuses_other_observations(observation: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=f"observation: .*{message}"):
         small().predict(observation)
+
+
+class AnySpace(gymnasium.Env):
+    """Observes samples of the space that it is given."""
+
+    action_space = gymnasium.spaces.Box(-3.0, 3.0, (1,), np.float32)
+
+    def __init__(self, observation_space: gymnasium.Space) -> None:
+        self.observation_space = observation_space
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+def unit_box(*shape: int, dtype: type[np.floating] = np.float32) -> gymnasium.spaces.Box:
+    return gymnasium.spaces.Box(-1.0, 1.0, shape, dtype)
+
+
+def task_with(space_name: str) -> str:
+    return f"sacfast_test/Observes{space_name.title().replace(' ', '')}-v0"
+
+
+SPACES = {
+    "vector": unit_box(3),
+    "float64": unit_box(3, dtype=np.float64),
+    "matrix": unit_box(3, 4),
+    "one row": unit_box(1, 3),
+    "scalar": unit_box(),
+    "dictionary": gymnasium.spaces.Dict({"z": unit_box(2), "a": unit_box(), "m": unit_box(2, 2, dtype=np.float64)}),
+    "nested": gymnasium.spaces.Dict({"z": gymnasium.spaces.Dict({"y": unit_box(1)}), "a": unit_box(2)}),
+}
+for space_name, space in SPACES.items():
+    gymnasium.register(
+        task_with(space_name),
+        entry_point=AnySpace,
+        max_episode_steps=5,
+        disable_env_checker=True,
+        kwargs={"observation_space": space},
+    )
+
+
+def stacked(observations: list[Any]) -> Any:
+    """Return a batch of observations, nested as each is."""
+    if isinstance(observations[0], dict):
+        return {key: stacked([each[key] for each in observations]) for key in observations[0]}
+    return np.stack(observations)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_predict_takes_the_tasks_own_observations_as_training_does(name: str, tmp_path: Path) -> None:
+    env_id = task_with(name)
+    model = small(env_id=env_id, num_envs=4, run_dir=tmp_path / "run", evaluation_episodes=0).learn(60)
+    vector = gymnasium.make_vec(env_id, 4, vectorization_mode="sync")
+    batch, _ = vector.reset(seed=[1, 2, 3, 4])
+    singles = [gymnasium.make(env_id).reset(seed=seed)[0] for seed in (1, 2, 3, 4)]
+    with make_env(env_id, 4, [1, 2, 3, 4]) as env:
+        flat, _ = env.reset()
+    model.save(tmp_path / "saved")
+    for each in (model, SAC.load(tmp_path / "saved"), SAC.resume(tmp_path / "run")):
+        expected = each.predict(flat)
+        assert expected.shape == (4, 1)
+        np.testing.assert_array_equal(each.predict(batch), expected)
+        np.testing.assert_array_equal(each.predict(stacked(singles)), expected)
+        for observation, action in zip(singles, expected, strict=True):
+            assert each.predict(observation).shape == (1,)
+            # One row's matrix product may be summed in another order than four rows'.
+            np.testing.assert_allclose(each.predict(observation), action, rtol=1e-5, atol=1e-6)
+
+
+def test_predict_takes_what_a_pool_returns() -> None:
+    import envpool
+
+    model = small(env_id="FingerSpin-v1")  # a dictionary with a scalar
+    observation, _ = envpool.make("FingerSpin-v1", env_type="gymnasium", num_envs=3, seed=[1, 2, 3]).reset()
+    with make_env("FingerSpin-v1", 3, [1, 2, 3]) as env:
+        np.testing.assert_array_equal(model.predict(observation), model.predict(env.reset()[0]))
+
+
+@pytest.mark.parametrize("observation", [[1, 0, 2], np.array([1, 0, 2]), torch.tensor([1.0, 0.0, 2.0])])
+def test_predict_takes_any_real_numbers(observation: Any) -> None:
+    model = small()
+    np.testing.assert_array_equal(model.predict(observation), model.predict(np.float32([1, 0, 2])))
+
+
+def test_an_observation_that_fits_twice_is_one_of_the_space() -> None:
+    one_row, scalar = (small(env_id=task_with(name)) for name in ("one row", "scalar"))
+    assert one_row.predict(np.zeros((1, 3))).shape == (1,)  # not a batch of one that is flat
+    assert scalar.predict(np.zeros(1)).shape == (1, 1)  # a batch of one, not one that is flat
+
+
+@pytest.mark.parametrize(
+    ("name", "observation", "message"),
+    [
+        ("matrix", np.zeros((4, 3)), r"shape \(3, 4\) or \(n, 3, 4\) or flat shape \(12,\) or \(n, 12\), got \(4, 3\)"),
+        (
+            "dictionary",
+            {"z": np.zeros(2)},
+            r"dictionary of a \(\) or \(n,\), m .* flat shape \(7,\).*, got .* z \(2,\)",
+        ),
+        ("dictionary", {"a": 0.0, "z": np.zeros(3), "m": np.zeros((2, 2))}, r"got .* z \(3,\)"),
+        ("dictionary", {"a": 0.0, "z": np.zeros((1, 2)), "m": np.zeros((1, 2, 2))}, r"got .* a \(\), z \(1, 2\)"),
+        ("nested", {"a": np.zeros(2), "z": np.zeros(1)}, r"z.y \(1,\) or \(n, 1\)"),
+        ("vector", {"a": np.zeros(3)}, r"shape \(3,\) or \(n, 3\), got a dictionary of a \(3,\)"),
+        ("vector", [[1.0, 2.0, 3.0], [1.0]], "expected an array"),
+        ("dictionary", {"a": 1e300, "z": np.zeros(2), "m": np.zeros((2, 2))}, "finite"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_predict_refuses_what_fits_no_form(name: str, observation: Any, message: str) -> None:
+    model = small(env_id=task_with(name))
+    with pytest.raises(ValueError, match=f"observation: .*{message}"):
+        model.predict(observation)
+
+
+@pytest.mark.parametrize("observation", [None, "state", (np.zeros(3), {})])
+def test_predict_refuses_what_is_no_number(observation: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="observation: expected"):
+        small().predict(observation)
+
+
+def test_a_checkpoint_without_the_layout_is_as_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As earlier versions wrote it."""
+    env_id = task_with("dictionary")
+    now = trainer._spec_to_json
+    with monkeypatch.context() as patch:
+        without = "observation_leaves"
+        patch.setattr(trainer, "_spec_to_json", lambda spec: {key: v for key, v in now(spec).items() if key != without})
+        model = small(env_id=env_id, run_dir=tmp_path, evaluation_episodes=0).learn(60)
+    assert "observation_leaves" not in checkpoint.read_manifest(checkpoint.find(tmp_path))["env"]
+    observation = gymnasium.make(env_id).reset(seed=1)[0]
+    flat = np.concatenate([np.ravel(observation[key]) for key in ("a", "m", "z")])
+    loaded, resumed = SAC.load(tmp_path), SAC.resume(tmp_path)
+    np.testing.assert_array_equal(loaded.predict(flat), model.predict(observation))
+    with pytest.raises(ValueError, match=r"observation: expected shape \(7,\)"):
+        loaded.predict(observation)
+    np.testing.assert_array_equal(resumed.predict(observation), model.predict(observation))
 
 
 def test_unknown_arguments_are_refused_with_the_closest_name() -> None:

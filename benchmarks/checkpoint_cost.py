@@ -39,7 +39,7 @@ def save(run_dir: Path) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     while len(model.replay) < model.replay.capacity:
         shapes = ((10_000, 17), (10_000, 6), (10_000,), (10_000, 17))
-        fields = [torch.randn(shape, generator=generator) for shape in shapes]
+        fields = [torch.randn(shape, generator=generator).tanh() for shape in shapes]  # actions lie in [-1, 1]
         model.replay.add(*fields, torch.zeros(10_000, dtype=torch.bool))
     before = peak()
     wall, cpu = [], []

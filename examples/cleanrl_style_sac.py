@@ -189,7 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     kit = FusedOps if args.fused else PlainOps
 
-    env = gym.make(args.env_id)
+    # sacfast's replay buffer takes actions in [-1, 1] alone, as those of its learners are.
+    env = gym.wrappers.RescaleAction(gym.make(args.env_id), np.float32(-1), np.float32(1))
     env.action_space.seed(args.seed)
     observation_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
     agent = Agent(observation_dim, env.action_space, args)

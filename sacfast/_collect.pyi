@@ -56,5 +56,9 @@ def write_rows(
     reward: Any,
     next_observation: Any,
     terminated: Any,
+    action_limit: float,
 ) -> int:
-    """Write n transitions as rows of `ring` from `position` on, around its end; return n, or -1: none written."""
+    """Write n transitions as rows of `ring` from `position` on, around its end; return n, or -1: none written.
+
+    They are those of which every value is finite and every |action| at most `action_limit`.
+    """

@@ -31,16 +31,12 @@ import numpy as np
 from gymnasium.vector import SyncVectorEnv
 
 from sacfast import collect
-from sacfast.types import BoolArray, FloatArray, IntArray, Transition
+from sacfast.types import ACTION_LIMIT, BoolArray, FloatArray, IntArray, Transition
 
 Float64Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 _Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 ImageArray = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 Purpose = Literal["training", "evaluation"]
-
-# tanh of a float32 may round a few units in the last place beyond 1. What lies within this is clipped to 1;
-# what lies beyond is a fault of the caller.
-ACTION_LIMIT = 1.0 + 1e-6
 
 # Seeds are a permutation of 31-bit indices, purpose | rank | environment (see `environment_seeds`).
 _SEED_BITS = 31

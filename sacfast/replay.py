@@ -11,11 +11,12 @@ import torch
 
 from sacfast import collect
 from sacfast.memory import check_fits
-from sacfast.types import Batch, BoolArray, FloatArray
+from sacfast.types import ACTION_LIMIT, Batch, BoolArray, FloatArray
 
 _FIELDS = ("observation", "action", "reward", "next_observation", "terminated")
 _NUMPY_DTYPES = dict.fromkeys(_FIELDS, np.dtype(np.float32)) | {"terminated": np.dtype(np.bool_)}
 _TORCH_DTYPES = dict.fromkeys(_FIELDS, torch.float32) | {"terminated": torch.bool}
+_LARGEST = np.finfo(np.float32).max
 _STATE = ("rows", "position", "capacity", "generator")
 
 _Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
@@ -96,22 +97,24 @@ class ReplayBuffer:
         """Store copies of N transitions, of which the oldest make room. N may be 0.
 
         The fields are NumPy arrays or tensors on the host, or all are tensors on this buffer's device; views of this
-        buffer's own rows will do.
+        buffer's own rows will do. The values of tensors on a GPU are not checked, for that would wait for the GPU.
 
         Args:
-            observation: [N, O] float32.
-            action: [N, A] float32.
-            reward: [N] float32, unscaled.
-            next_observation: [N, O] float32.
+            observation: [N, O] float32, finite.
+            action: [N, A] float32, in [-1, 1].
+            reward: [N] float32, finite, unscaled.
+            next_observation: [N, O] float32, finite.
             terminated: [N] bool.
 
         Raises:
             TypeError: a field has another type or dtype.
-            ValueError: a field has another shape or device, or N exceeds the capacity.
+            ValueError: a field has another shape, device or value, or N exceeds the capacity. Nothing is stored.
         """
         fields = (observation, action, reward, next_observation, terminated)
         with self._turn:
-            count = -1 if self._host_rows is None else collect.write_rows(self._host_rows, self._position, *fields)
+            count = -1
+            if self._host_rows is not None:
+                count = collect.write_rows(self._host_rows, self._position, *fields, ACTION_LIMIT)
             if count < 0:
                 count = self._check(fields)
                 if self._host_columns is not None:
@@ -254,8 +257,15 @@ def _check_int(name: str, value: int, low: int) -> None:
 
 
 def _host_arrays(fields: tuple[Any, ...]) -> tuple[_Array, ...]:
-    """Return the fields as NumPy arrays, without copies."""
-    return tuple(_host_array(name, field) for name, field in zip(_FIELDS, fields, strict=True))
+    """Return the fields as NumPy arrays, without copies; refuse values that no transition has."""
+    arrays = tuple(_host_array(name, field) for name, field in zip(_FIELDS, fields, strict=True))
+    for name, array in zip(_FIELDS[:-1], arrays, strict=False):  # a bool is neither NaN nor too large
+        limit, expected = (ACTION_LIMIT, "values in [-1, 1]") if name == "action" else (_LARGEST, "finite values")
+        wrong = ~(np.abs(array) <= limit)  # NaN compares false
+        if wrong.any():
+            place = np.argwhere(wrong)[0]
+            raise ValueError(f"{name}: expected {expected}, got {array[tuple(place)]} in row {place[0]}")
+    return arrays
 
 
 def _host_array(name: str, field: Any) -> _Array:

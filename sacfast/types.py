@@ -16,6 +16,10 @@ FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
+ACTION_LIMIT = 1.0 + 1e-6
+"""Largest |action| that is accepted. tanh of a float32 may round a few units in the last place beyond 1; what lies
+beyond this is a fault of the caller."""
+
 
 class Transition(NamedTuple):
     """N valid transitions on the host. A reset row of an auto-resetting environment is never among them."""

@@ -166,6 +166,7 @@ TABLE: dict[str, dict[str, list[str]]] = {
             POLYAK + "TestFormula::test_nan_and_infinity_propagate",
         ],
         "learner": [STATE + "test_a_batch_that_is_not_finite", HERE + "test_the_reference_takes_on_no_bad_number"],
+        "replay": [REPLAY + "test_values_from_the_host_that_no_transition_has_are_refused"],
         "trainer": [
             TRAINER + "test_a_number_that_is_not_finite_stops_the_run",
             TRAINER + "test_predict_refuses_other_observations",
@@ -1109,16 +1110,16 @@ def test_the_reference_takes_on_no_bad_number(
 
 
 def transitions(count: int, start: int = 0) -> list[np.ndarray]:
-    """Fields whose every entry is their transition's number."""
+    """Fields whose every entry is their transition's number; of the action, a thousandth of it."""
     number = np.arange(start, start + count, dtype=np.float32)
-    wide, narrow = np.repeat(number[:, None], O, 1), np.repeat(number[:, None], A, 1)
+    wide, narrow = np.repeat(number[:, None], O, 1), np.repeat(number[:, None] / 1000, A, 1)
     return [wide, narrow, number, wide.copy(), np.ones(count, np.bool_)]
 
 
 def test_replay_stores_any_view() -> None:
     fields = [
         np.asfortranarray(normal(5, O).numpy()),
-        normal(5, 3 * A).numpy()[:, ::-3],
+        normal(5, 3 * A).tanh().numpy()[:, ::-3],
         np.broadcast_to(np.float32(2), (5,)),
         normal(O).expand(5, O),
         np.ones(10, np.bool_)[::2],
@@ -1139,7 +1140,8 @@ def test_replay_stores_views_of_its_own_rows() -> None:
     replay.add(observation, action, reward.squeeze(1), next_observation, np.ones(3, np.bool_))
     assert replay.rows[:, 0].tolist() == [4, 11, 12, 12, 3]
     replay = ReplayBuffer(4, 1, 1)
-    replay.add(*(normal(4, 1, seed=1), normal(4, 1, seed=2), normal(4), normal(4, 1, seed=3), torch.ones(4).bool()))
+    fields = normal(4, 1, seed=1), normal(4, 1, seed=2), normal(4), normal(4, 1, seed=3)
+    replay.add(*(field.tanh() for field in fields), torch.ones(4).bool())
     rows = replay.rows.clone()
     replay.add(replay.rows[:, 3:4], replay.rows[:, 0:1], replay.rows[:, 1], replay.rows[:, 0:1], torch.ones(4).bool())
     assert torch.equal(replay.rows, rows[:, [3, 0, 1, 0, 4]])

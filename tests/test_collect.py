@@ -292,7 +292,7 @@ CAPACITY, WIDTH = 6, 2 * 2 + 3 + 2
 def make_transitions(rows: int) -> dict[str, np.ndarray]:
     return {
         "observation": floats(rows, 2, seed=1),
-        "action": floats(rows, 3, seed=2),
+        "action": np.tanh(floats(rows, 3, seed=2)),
         "reward": floats(rows, seed=3),
         "next_observation": floats(rows, 2, seed=4),
         "terminated": np.arange(rows) % 2 == 0,
@@ -305,7 +305,7 @@ def test_rows_go_around_the_ring(rows: int, position: int) -> None:
     ring, fields = np.full((CAPACITY, WIDTH), -7, np.float32), make_transitions(rows)
     expected = ring.copy()
     expected[(position + np.arange(rows)) % CAPACITY] = np.column_stack(list(fields.values()))
-    assert collect.write_rows(ring, position, **fields) == rows
+    assert collect.write_rows(ring, position, **fields, action_limit=1.0) == rows
     np.testing.assert_array_equal(ring, expected)
 
 
@@ -326,15 +326,22 @@ def test_rows_go_around_the_ring(rows: int, position: int) -> None:
         lambda fields, ring: fields.update(reward=[0.0, 0.0, 0.0]),
         lambda fields, ring: fields.update(reward=ring.reshape(-1)[-3:]),  # would be read after it was overwritten
         lambda fields, ring: fields.update(make_transitions(CAPACITY + 1)),
+        *(
+            lambda fields, ring, name=name, value=value: fields[name].reshape(-1).__setitem__(-1, value)
+            for name in ("observation", "action", "reward", "next_observation")
+            for value in (np.nan, np.inf, -np.inf)
+        ),
+        lambda fields, ring: fields["action"].reshape(-1).__setitem__(-1, 1.01),
     ],
 )
 def test_rows_that_are_unusual_are_left_to_the_caller(change: Any) -> None:
     ring, fields = np.full((CAPACITY, WIDTH), -7, np.float32), make_transitions(3)
     change(fields, ring)
-    assert collect.write_rows(ring, 1, **fields) == -1
+    assert collect.write_rows(ring, 1, **fields, action_limit=1.0) == -1
     assert (ring == -7).all()
 
 
 @pytest.mark.parametrize("position", [-1, CAPACITY])
 def test_a_position_beyond_the_ring_is_left_to_the_caller(position: int) -> None:
-    assert collect.write_rows(np.zeros((CAPACITY, WIDTH), np.float32), position, **make_transitions(1)) == -1
+    ring, fields = np.zeros((CAPACITY, WIDTH), np.float32), make_transitions(1)
+    assert collect.write_rows(ring, position, **fields, action_limit=1.0) == -1

@@ -27,11 +27,11 @@ _DEVICES = [
 
 
 def _transition(numbers: list[int], observation_dim: int = _O, action_dim: int = _A) -> Transition:
-    """Transitions whose every entry tells the transition's number and the field and column it is in."""
+    """Transitions, up to 1,000, whose every entry tells the transition's number and the field and column it is in."""
     number = np.asarray(numbers, np.float32)[:, None]
     return Transition(
         number + 0.1 + np.arange(observation_dim, dtype=np.float32) / 1024,
-        number + 0.3 + np.arange(action_dim, dtype=np.float32) / 1024,
+        (number + 0.3 + np.arange(action_dim, dtype=np.float32) / 1024) / 1024,
         number[:, 0] + np.float32(0.5),
         number + 0.7 + np.arange(observation_dim, dtype=np.float32) / 1024,
         number[:, 0] % 3 == 0,
@@ -46,6 +46,13 @@ def _contents(replay: ReplayBuffer) -> list[int]:
     """The numbers of the transitions held, by row."""
     reward = replay.rows[: len(replay), _O + _A]
     return (reward.cpu().numpy() - 0.5).astype(np.int64).tolist()
+
+
+def _with(field: np.ndarray | torch.Tensor, value: float) -> np.ndarray | torch.Tensor:
+    """Return a float32 field [4, ...] whose last entry is `value`."""
+    field = np.float32(field) if isinstance(field, np.ndarray) else field
+    field.reshape(-1)[-1] = value
+    return field
 
 
 def _filled(count: int, capacity: int | None = None, **kwargs: Any) -> ReplayBuffer:
@@ -266,6 +273,22 @@ def test_sizes_of_zero_are_refused(name):
         ),
         ("terminated", np.zeros(4, np.float32), TypeError, "expected dtype bool, got float32"),
         ("terminated", torch.zeros(4), TypeError, "expected dtype torch.bool, got torch.float32"),
+        ("observation", _with(np.zeros((4, _O)), np.nan), ValueError, r"expected finite values, got nan in row 3$"),
+        ("action", _with(np.zeros((4, _A)), np.nan), ValueError, r"expected values in \[-1, 1\], got nan in row 3$"),
+        ("action", _with(np.zeros((4, _A)), -50), ValueError, r"expected values in \[-1, 1\], got -50.0 in row 3$"),
+        (
+            "action",
+            _with(torch.zeros(4, _A), 1.001),
+            ValueError,
+            r"expected values in \[-1, 1\], got 1.001.* in row 3$",
+        ),
+        ("reward", _with(np.zeros(4), -np.inf), ValueError, r"expected finite values, got -inf in row 3$"),
+        (
+            "next_observation",
+            _with(torch.zeros(4, _O), np.inf),
+            ValueError,
+            r"expected finite values, got inf in row 3$",
+        ),
         ("action", [[0.0, 0.0]] * 4, TypeError, "expected a NumPy array or tensor, got list"),
         ("reward", None, TypeError, "expected a NumPy array or tensor, got NoneType"),
     ],
@@ -277,6 +300,27 @@ def test_bad_fields_are_refused_and_leave_the_ring_alone(field, value, error, me
         replay.add(**{**_transition([5, 6, 7, 8])._asdict(), field: value})
     assert (len(replay), replay.position) == (4, 4)
     torch.testing.assert_close(replay.rows[:4], before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("device", _DEVICES)
+@pytest.mark.parametrize("field", ["observation", "action", "reward", "next_observation"])
+def test_values_from_the_host_that_no_transition_has_are_refused(field, device):
+    """By the native call, by the general way to the host, and on the way to a GPU."""
+    for strided in (False, True):
+        fields = {name: np.repeat(value, 2, 0) for name, value in _transition([5, 6])._asdict().items()}
+        fields[field] = _with(fields[field], np.nan)
+        replay = ReplayBuffer(10, _O, _A, device=device)
+        with pytest.raises(ValueError, match=f"^{field}: expected .*, got nan in row {1 if strided else 3}$"):
+            replay.add(**{name: value[1::2] if strided else value for name, value in fields.items()})
+        assert len(replay) == 0
+
+
+def test_an_action_that_rounding_has_put_beyond_1_is_stored():
+    fields = _transition([0])._replace(action=np.full((1, _A), np.nextafter(np.float32(1), np.float32(2))))
+    replay = ReplayBuffer(3, _O, _A)
+    replay.add(*fields)
+    replay.add(*(field[:] if field.ndim < 2 else np.asfortranarray(np.repeat(field, 2, 0))[::2] for field in fields))
+    assert len(replay) == 2
 
 
 def test_more_rows_than_the_capacity_are_refused():

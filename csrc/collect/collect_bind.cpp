@@ -124,7 +124,7 @@ py::object rescale_action(py::handle action, py::ssize_t rows, py::handle range,
 // ---- Replay -----------------------------------------------------------------------------------------------------
 
 py::ssize_t write_rows(py::handle ring, py::ssize_t position, py::handle observation, py::handle action,
-                       py::handle reward, py::handle next_observation, py::handle terminated) {
+                       py::handle reward, py::handle next_observation, py::handle terminated, float action_limit) {
   const Dense<float> all(ring), before(observation), chosen(action), rewards(reward), after(next_observation);
   const Dense<bool> ends(terminated);
   if (!all || all.dims != 2 || !before || before.dims != 2 || !chosen || chosen.dims != 2) return -1;
@@ -134,6 +134,8 @@ py::ssize_t write_rows(py::handle ring, py::ssize_t position, py::handle observa
   if (2 * observed + actions + 2 != width || rows > capacity || position < 0 || position >= capacity) return -1;
   if (before.overlaps(all) || chosen.overlaps(all) || rewards.overlaps(all) || after.overlaps(all)) return -1;
   if (ends.overlaps(all)) return -1;
+  if (!all_finite(before.data, before.size()) || !all_within(chosen.data, chosen.size(), action_limit)) return -1;
+  if (!all_finite(rewards.data, rows) || !all_finite(after.data, after.size())) return -1;
   for (py::ssize_t row = 0; row < rows; ++row) {
     float* target = all.data + (position + row) % capacity * width;
     target = std::copy_n(before.data + row * observed, observed, target);
@@ -238,7 +240,7 @@ PYBIND11_MODULE(_collect, m) {
         py::arg("truncated"), py::arg("env_id"), py::arg("starting"), py::arg("returns"), py::arg("lengths"));
   m.def("rescale", rescale_action, py::arg("action"), py::arg("rows"), py::arg("action_range"), py::arg("limit"));
   m.def("write_rows", write_rows, py::arg("ring"), py::arg("position"), py::arg("observation"), py::arg("action"),
-        py::arg("reward"), py::arg("next_observation"), py::arg("terminated"));
+        py::arg("reward"), py::arg("next_observation"), py::arg("terminated"), py::arg("action_limit"));
   py::class_<Actor>(m, "Actor")
       .def(
           py::init<const std::vector<py::array>&, const py::object&, const std::string&, double, double, py::ssize_t>(),

@@ -19,10 +19,15 @@ void cast_columns(const T* source, std::int64_t rows, std::int64_t columns, floa
   }
 }
 
+// Whether all values lie in [-limit, limit]; NaN does not.
+inline bool all_within(const float* values, std::int64_t count, float limit) {
+  bool within = true;
+  for (std::int64_t i = 0; i < count; ++i) within &= std::fabs(values[i]) <= limit;
+  return within;
+}
+
 inline bool all_finite(const float* values, std::int64_t count) {
-  bool finite = true;
-  for (std::int64_t i = 0; i < count; ++i) finite &= std::fabs(values[i]) <= std::numeric_limits<float>::max();
-  return finite;
+  return all_within(values, count, std::numeric_limits<float>::max());
 }
 
 inline bool any(const bool* values, std::int64_t count) {

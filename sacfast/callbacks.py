@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from sacfast.envs import EpisodeStatistics
 from sacfast.evaluate import EvaluationResult
@@ -13,7 +16,8 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """What `SAC.learn(callbacks=[...])` calls. Override what is needed; a method that returns False ends the run.
+    """What `SAC.learn(callbacks=[...])` calls. Override what is needed; a method that returns False ends the run,
+    one that returns True or None does not, and anything else is a TypeError.
 
     A run ended so is whole: its last transitions are stored, its files written, and `learn` returns as usual, with
     status "stopped" in the summary. What a callback remembers is its own: a checkpoint does not hold it.
@@ -29,6 +33,47 @@ class Callback:
         """See an evaluation."""
 
 
+def as_callbacks(callbacks: Callback | Iterable[Callback]) -> tuple[Callback, ...]:
+    """Return the callbacks that a user gave: one, or several.
+
+    Raises:
+        TypeError: something among them is no callback.
+    """
+    if isinstance(callbacks, Callback):
+        return (callbacks,)
+    if not isinstance(callbacks, Iterable):
+        raise TypeError(f"callbacks: expected a sacfast.callbacks.Callback or a list of them, {_got(callbacks)}")
+    found = tuple(callbacks)
+    for index, each in enumerate(found):
+        if not isinstance(each, Callback):
+            raise TypeError(f"callbacks[{index}]: expected a sacfast.callbacks.Callback, {_got(each)}")
+    return found
+
+
 def overriding(callbacks: tuple[Callback, ...], method: str) -> tuple[Callback, ...]:
-    """Return those that override `method`: the others cost nothing."""
-    return tuple(each for each in callbacks if getattr(type(each), method) is not getattr(Callback, method))
+    """Return those that override `method`, in their class or themselves: the others cost nothing."""
+    inherited = getattr(Callback, method)
+    return tuple(each for each in callbacks if getattr(getattr(each, method), "__func__", None) is not inherited)
+
+
+def asks_to_stop(callback: Callback, method: str, answer: object) -> bool:
+    """Say whether what a callback's method has returned ends the run.
+
+    Raises:
+        TypeError: it is neither a bool, of Python or NumPy, nor None.
+    """
+    if answer is None:
+        return False
+    if not isinstance(answer, bool | np.bool_):
+        raise TypeError(
+            f"{type(callback).__name__}.{method}: expected it to return True, False or None, got {answer!r}"
+        )
+    return not answer
+
+
+def _got(value: object) -> str:
+    name = getattr(value, "__qualname__", "")
+    if isinstance(value, type) and issubclass(value, Callback):
+        return f"got the class {name}; make one of it: {name}()"
+    kind = f"{type(value).__name__} {name}" if name else repr(value)
+    return f"got {kind}; make a subclass of Callback that overrides on_step, on_update or on_evaluation"

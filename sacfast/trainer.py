@@ -35,7 +35,7 @@ import torch
 from tqdm import tqdm
 
 from sacfast import checkpoint
-from sacfast.callbacks import Callback, overriding
+from sacfast.callbacks import Callback, as_callbacks, asks_to_stop, overriding
 from sacfast.config import SACConfig, TrainConfig
 from sacfast.envs import (
     EnvironmentFault,
@@ -170,7 +170,7 @@ class SAC:
         _warn_of_changes({**manifest["versions"], "torch threads": manifest["torch_threads"]}, model._conditions())
         return model
 
-    def learn(self, total_timesteps: int | None = None, callbacks: Sequence[Callback] = ()) -> Self:
+    def learn(self, total_timesteps: int | None = None, callbacks: Callback | Sequence[Callback] = ()) -> Self:
         """Collect `total_timesteps` transitions and do the gradient updates that are due for them.
 
         Called again, it goes on where it stopped. In a run directory it leaves metrics, a summary and
@@ -179,9 +179,10 @@ class SAC:
         Args:
             total_timesteps: transitions to collect; None: as the configuration says, or for a resumed run what is
                 left of that.
-            callbacks: called at every step, update and evaluation; each can end the run.
+            callbacks: one or several, called at every step, update and evaluation; each can end the run.
 
         Raises:
+            TypeError: something that is no callback, or a callback that returns neither a bool nor None.
             ValueError: `total_timesteps` below 1.
             EnvironmentFault: a reward or observation that is not finite. Nothing of that step is stored.
             FloatingPointError: a loss, gradient or parameter that is not finite; the last checkpoint is from before.
@@ -529,7 +530,7 @@ class SAC:
 
 
 def learn_together(
-    models: Sequence[SAC], total_timesteps: int | None = None, callbacks: Sequence[Callback] = ()
+    models: Sequence[SAC], total_timesteps: int | None = None, callbacks: Callback | Sequence[Callback] = ()
 ) -> None:
     """Let models that differ in their seeds alone learn side by side in this process, each as `SAC.learn` has it.
 
@@ -560,14 +561,15 @@ def learn_together(
 
 
 def _learn(
-    models: Sequence[SAC], group: LearnerGroup, total_timesteps: int | None, callbacks: Sequence[Callback]
+    models: Sequence[SAC], group: LearnerGroup, total_timesteps: int | None, callbacks: Callback | Sequence[Callback]
 ) -> None:
     """Run the loops of all models step by step, and make the updates that they ask for together."""
+    called = as_callbacks(callbacks)
     lasts = [each._last_timestep(total_timesteps) for each in models]
     with _torch_threads(ACTING_THREADS), _Signals() as signals:
         bars: Sequence[int | None] = [None] if len(models) == 1 else range(len(models))
         loops = {
-            number: _Loop(_Run(model, model._claim_logger(), _Stop(signals), tuple(callbacks), last, bar))
+            number: _Loop(_Run(model, model._claim_logger(), _Stop(signals), called, last, bar))
             for number, (model, last, bar) in enumerate(zip(models, lasts, bars, strict=True))
         }
         failures: list[Exception] = []
@@ -741,15 +743,15 @@ class _Run:
         if time.perf_counter() - self._start >= self._refresh_mark.seconds + REFRESH_SECONDS:
             self._refresh()
         for callback in self._on_step:
-            self._heed(callback.on_step(self.model, transition, episodes))
+            self._heed(callback, "on_step", callback.on_step(self.model, transition, episodes))
 
     def updated(self, metrics: Metrics) -> None:
         """Take in one call of the learner."""
         for callback in self._on_update:
-            self._heed(callback.on_update(self.model, metrics))
+            self._heed(callback, "on_update", callback.on_update(self.model, metrics))
 
-    def _heed(self, answer: bool | None) -> None:
-        if answer is False:
+    def _heed(self, callback: Callback, method: str, answer: object) -> None:
+        if asks_to_stop(callback, method, answer):
             self.stop.by_callback()
 
     def report(self, may_evaluate: bool) -> None:
@@ -782,7 +784,7 @@ class _Run:
         self._plan_reports()
         if evaluation is not None:
             for callback in self._on_evaluation:
-                self._heed(callback.on_evaluation(model, evaluation))
+                self._heed(callback, "on_evaluation", callback.on_evaluation(model, evaluation))
 
     def _evaluate(self) -> EvaluationResult:
         """Evaluate; keep the policy if none was better."""

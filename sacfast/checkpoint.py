@@ -28,9 +28,10 @@ import safetensors.torch
 import torch
 
 FORMAT = "sacfast-checkpoint"
-SCHEMA_VERSION = 2
-READABLE_VERSIONS = (1, SCHEMA_VERSION)
-"""Version 1 held the learner alone, without sizes and the manifest's own sum."""
+SCHEMA_VERSION = 3
+READABLE_VERSIONS = (1, 2, SCHEMA_VERSION)
+"""Version 1 held the learner alone, without sizes and the manifest's own sum. Version 2 did not tell what of a step
+was still to be done, nor hold the actions that bring the environments back."""
 MANIFEST = "manifest.json"
 STEP_PREFIX = "step_"
 _SUFFIX = ".safetensors"
@@ -175,7 +176,7 @@ def read_manifest(directory: Path | str) -> dict[str, Any]:
         raise CheckpointError(f"{path}: expected format {FORMAT!r}, got {manifest!r:.200}")
     if (version := manifest.get("schema_version")) not in READABLE_VERSIONS:
         raise CheckpointError(
-            f"{path}: expected schema_version {' or '.join(map(str, READABLE_VERSIONS))}, got {version}"
+            f"{path}: expected one of schema_version {', '.join(map(str, READABLE_VERSIONS))}, got {version}"
         )
     files = manifest.get("files")
     if not isinstance(files, dict):
@@ -190,6 +191,11 @@ def read_manifest(directory: Path | str) -> dict[str, Any]:
     return manifest
 
 
+def held(manifest: Mapping[str, Any], groups: Iterable[str]) -> list[str]:
+    """Return which of the groups a checkpoint has, by its manifest."""
+    return [group for group in groups if f"{group}{_SUFFIX}" in manifest["files"]]
+
+
 def is_checkpoint(directory: Path) -> bool:
     """Tell whether a directory has a checkpoint's manifest."""
     return (directory / MANIFEST).is_file()
@@ -201,15 +207,20 @@ def step_name(step: int) -> str:
 
 
 def steps(folder: Path) -> list[Path]:
-    """Return the whole checkpoints `step_N` in a run's checkpoints folder, the oldest first."""
-    names = [name for name in folder.glob(f"{STEP_PREFIX}*") if name.name[len(STEP_PREFIX) :].isdigit()]
-    return sorted(name for name in names if is_checkpoint(name))
+    """Return the whole checkpoints `step_N` in a run's checkpoints folder, the oldest first.
+
+    One whose replacement was cut short between two renames is `step_N.old`.
+    """
+    names = {path.with_suffix("") if path.suffix == ".old" else path for path in folder.glob(f"{STEP_PREFIX}*")}
+    numbered = sorted(name for name in names if name.name[len(STEP_PREFIX) :].isdigit())
+    return [path for path in map(_present, numbered) if is_checkpoint(path)]
 
 
 def find(
     path: Path | str,
     groups: Iterable[str] = ("learner",),
     check: Callable[[dict[str, Any]], None] | None = None,
+    optional: Iterable[str] = (),
 ) -> Path:
     """Return `path` if it is a checkpoint, or the newest checkpoint of the run directory `path` that is sound.
 
@@ -219,6 +230,7 @@ def find(
         path: a checkpoint or a run directory.
         groups: of a run's checkpoint, the groups that must be there and sound.
         check: of a run's checkpoint, looks at the manifest and raises CheckpointError if it will not do.
+        optional: of a run's checkpoint, the groups that must be sound where they are there.
 
     Raises:
         CheckpointError: neither a checkpoint nor a run directory that holds a sound one.
@@ -235,7 +247,7 @@ def find(
             manifest = read_manifest(candidate)
             if check is not None:
                 check(manifest)
-            for group in groups:
+            for group in (*groups, *held(manifest, optional)):
                 _check_file(candidate / f"{group}{_SUFFIX}", manifest)
         except CheckpointError as error:
             fault = str(error) if str(candidate) in str(error) else f"{candidate}: {error}"

@@ -67,7 +67,8 @@ class TrainOptions:
 class ResumeOptions:
     """Take up a run from its newest sound checkpoint and go on in its directory, bit for bit as if never stopped.
 
-    All other settings are the run's own.
+    After Ctrl-C or SIGTERM the environments first make again the steps since they were opened. All other settings are
+    the run's own.
     """
 
     resume: Path
@@ -284,7 +285,8 @@ def _resume(arguments: Sequence[str]) -> int:
             f"got {options.total_timesteps}"
         )
     for model in models:
-        print(f"{model.train_config.run_dir}: resumed after {model.timesteps} transitions")
+        steps = f", {model.environment_steps} steps of the environments made again" if model.environment_steps else ""
+        print(f"{model.train_config.run_dir}: resumed after {model.timesteps} transitions{steps}")
     return _learn(models)
 
 

@@ -242,6 +242,12 @@ class VectorEnv(ABC):
         self.send(action)
         return self.recv()
 
+    def running_episodes(self) -> tuple[Float64Array, IntArray]:
+        """Return the return [num_envs] and length [num_envs] so far of each environment's episode, without a step that
+        is under way.
+        """
+        return self._return.copy(), self._length.copy()
+
     def close(self) -> None:
         """Stop the threads and free the environments. A second call does nothing.
 

@@ -290,7 +290,7 @@ class FusedLearner:
 
     def _means(self, sums: Tensor, gradient_steps: int) -> Metrics:
         """Return the metrics that this learner reports, as means over the updates."""
-        return Metrics(self.metric_names, self._reported_of(sums / gradient_steps))
+        return Metrics(self.metric_names, sums[self._reported] / gradient_steps)
 
     def _reported_of(self, metrics: Tensor) -> Tensor:
         """Pick those that this learner reports from all metrics of an engine."""

@@ -134,12 +134,28 @@ class MetricsLogger:
             for name in (SUMMARY_FILE, CSV_FILE):  # the table is made anew with the next line
                 (run_dir / name).unlink(missing_ok=True)
             _cut_metrics(run_dir / METRICS_FILE, resume_step)
-        # Unbuffered: a line goes to the system in one call, so a killed process leaves only whole lines.
-        self._file = (run_dir / METRICS_FILE).open("ab", buffering=0)
+        self._latest_step = 0
+        self._open_metrics(run_dir)
         self._table = _Table(run_dir / CSV_FILE)
         if writer_class is not None:
             purge_step = None if resume_step is None else resume_step + 1
             self._tensorboard = writer_class(log_dir=str(run_dir / TENSORBOARD), purge_step=purge_step)
+
+    def _open_metrics(self, run_dir: Path) -> None:
+        # Unbuffered: a line goes to the system in one call, so a killed process leaves only whole lines.
+        self._file = (run_dir / METRICS_FILE).open("ab", buffering=0)
+
+    def take_back(self, step: int) -> None:
+        """Remove the lines after `step` transitions, which were written because the run was cut short there.
+
+        TensorBoard and Weights & Biases keep them.
+        """
+        if self.run_dir is None or self._latest_step <= step:
+            return
+        self._file.close()
+        _cut_metrics(self.run_dir / METRICS_FILE, step)
+        self._open_metrics(self.run_dir)
+        self._table.close()  # it is written anew with the next line
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the configuration, JSON-safe; an earlier one is replaced in one step."""
@@ -157,6 +173,7 @@ class MetricsLogger:
             return
         row = _finite(row)
         _append(self._file, _to_json(row, indent=None).encode() + b"\n")
+        self._latest_step = row["step"]
         if not self._table.append(row):
             self._table.rewrite(_read_rows(self.run_dir / METRICS_FILE))
         values = {name: value for name, value in row.items() if name != "step" and value is not None}

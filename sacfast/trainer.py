@@ -6,10 +6,16 @@ What is due of the updates runs while the environments carry out the actions tha
 transitions stored so far. The loop asks for them (it is a generator), so that several models can take their steps in
 turns and have their updates made together: `learn_together`.
 
-A checkpoint of a run holds all that the rest of the run depends on, but for the environments, which cannot be saved:
-they are closed at every checkpoint, and fresh ones opened from seeds that follow from the run's seed and their count,
-in the run that goes on and in one that is resumed. So both make the same steps, bit for bit. The price is that the
-running episodes are cut: their last transition bootstraps, as at a time limit, and their return is not counted.
+A checkpoint of a run holds all that the rest of the run depends on, but for the environments, which cannot be saved.
+At a regular checkpoint, one every `checkpoint_every` transitions, they are closed, and fresh ones opened from seeds
+that follow from the run's seed and their count, in the run that goes on and in one that is resumed. So both make the
+same steps, bit for bit. The price is that the running episodes are cut: their last transition bootstraps, as at a time
+limit, and their return is not counted.
+
+At any other moment, when a signal or a callback stops the run or it has its `total_timesteps`, the environments stay
+open, and the checkpoint holds the actions that were sent to them since they were opened. A resumed run opens fresh
+ones from the same seeds and steps them with these actions. Where a step of the loop was cut, it goes on in that step:
+what is left of it follows from counts in `_Progress`, so that actions, updates and evaluations keep their order.
 """
 
 from __future__ import annotations
@@ -42,7 +48,6 @@ from sacfast.envs import (
     EnvSpec,
     EpisodeStatistics,
     ObservationLeaf,
-    VectorEnv,
     environment_seeds,
     make_env,
 )
@@ -60,6 +65,7 @@ from sacfast.metrics import (
 )
 from sacfast.policy import Policy
 from sacfast.replay import ReplayBuffer
+from sacfast.rollout import Rollout
 from sacfast.types import FloatArray, Metrics, Transition
 
 RECENT_EPISODES = 100
@@ -80,6 +86,9 @@ CHECKPOINT_EVERY = 100_000
 
 EPISODES_UNCUT = 10
 
+ENVIRONMENTS = "environments"
+"""The group of a checkpoint that brings the environments back."""
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -98,7 +107,7 @@ class SAC:
     config: SACConfig
     train_config: TrainConfig
     spec: EnvSpec
-    _env: VectorEnv | None
+    _rollout: Rollout | None
     _replay: ReplayBuffer | None
     _logger: MetricsLogger | None
 
@@ -134,6 +143,9 @@ class SAC:
         would have done from that checkpoint on. It goes on in the same directory, up to the `total_timesteps` of the
         run, or as many more as `learn` is told. A run that was stopped before its first checkpoint starts anew.
 
+        After a stop between two regular checkpoints the environments are first stepped to where they were; if they do
+        not come there, a warning says so and the run goes on with fresh ones.
+
         Args:
             run_dir: of a run; it may have been moved.
             **fields: fields of `TrainConfig` to change. What changes collection or updates ends the exactness.
@@ -152,8 +164,10 @@ class SAC:
             train = TrainConfig.from_dict({**config["train"], **fields, "overwrite": True})
             return cls.from_config(train, SACConfig.from_dict(config["sac"]))
         groups = ("learner", "policy", "replay")
-        path = checkpoint.find(run_dir, groups, check=lambda manifest: _check_same_run(manifest, config))
-        tensors, manifest = checkpoint.load(path, groups, verified=True)
+        optional = (ENVIRONMENTS,)
+        path = checkpoint.find(run_dir, groups, lambda manifest: _check_same_run(manifest, config), optional)
+        present = checkpoint.held(checkpoint.read_manifest(path), optional)
+        tensors, manifest = checkpoint.load(path, (*groups, *present), verified=True)
         model = cls.__new__(cls)
         model._build(
             TrainConfig.from_dict({**manifest["train"], **fields}),
@@ -166,7 +180,8 @@ class SAC:
         model.policy.load_state_dict(tensors["policy"])
         model.replay.load_state_dict(tensors["replay"])
         model._exploration.bit_generator.state = manifest["exploration"]
-        model._open_env()
+        model._saved = model._position()
+        model._reopen_env(tensors.get(ENVIRONMENTS), manifest["train"])
         _warn_of_changes({**manifest["versions"], "torch threads": manifest["torch_threads"]}, model._conditions())
         return model
 
@@ -296,7 +311,7 @@ class SAC:
             TrainConfig.from_dict({**manifest["train"], **machine, **fields}),
             SACConfig.from_dict(manifest["sac"]),
             spec=_spec_from_json(manifest["env"]),
-            progress=_Progress(manifest["timesteps"], manifest["wall_seconds"]),
+            progress=_Progress.after(manifest["timesteps"], manifest["wall_seconds"]),
         )
         model.learner.load_state_dict(tensors["learner"])
         model._progress.first_update = model.learner.gradient_updates
@@ -311,6 +326,11 @@ class SAC:
     def wall_seconds(self) -> float:
         """Seconds that `learn` has taken, evaluations and checkpoints included."""
         return self._progress.wall_seconds
+
+    @property
+    def environment_steps(self) -> int:
+        """Steps that the training environments have made since they were opened; `resume` makes them again."""
+        return 0 if self._rollout is None else self._rollout.steps
 
     @property
     def checkpoint_every(self) -> int:
@@ -345,7 +365,8 @@ class SAC:
         self.device = resolve_device(train.device)
         self._progress = progress or _Progress()
         self._resumed = resumed
-        self._saved_step = self.timesteps if resumed else -1  # transitions at the run's newest checkpoint
+        self._saved: tuple[int, ...] | None = None  # `_position` at the run's newest checkpoint
+        self._latest: Transition | None = None  # of the step before; stored while the environments work on the next
         if train.run_dir is not None and not resumed:
             check_run_dir(train.run_dir, train.overwrite)
         if train.tensorboard:
@@ -355,10 +376,13 @@ class SAC:
         self._update_threads = train.torch_threads or torch.get_num_threads()
         self._seeds = _derive_seeds(train.seed)
         self._exploration = np.random.default_rng(self._seeds["exploration"])
-        self._env = self._replay = self._logger = None
+        self._rollout = self._replay = self._logger = None
         self.summary: dict[str, Any] | None = None
         self._schedule = UpdateSchedule(config.utd_ratio, config.learning_starts)
-        self.spec = self._open_env().spec if spec is None else spec
+        if spec is None:
+            self._open_env()
+        else:
+            self.spec = spec
         self.learner = make_learner(
             self.spec.observation_dim,
             self.spec.action_dim,
@@ -383,9 +407,9 @@ class SAC:
             exploration_noise=exploration_noise,
         )
 
-    def _open_env(self) -> VectorEnv:
-        """Return the training environments, started if they are not yet. Each start has seeds of its own."""
-        if self._env is None:
+    def _open_env(self) -> Rollout:
+        """Return the training environments, started if they are not open. Each generation has seeds of its own."""
+        if self._rollout is None:
             train = self.train_config
             env = make_env(
                 train.env_id,
@@ -396,24 +420,48 @@ class SAC:
             )
             _check_spec(env.spec, getattr(self, "spec", env.spec))
             self.spec = env.spec  # that of an earlier version's checkpoint does not hold the observation's layout
-            self._observation, _ = env.reset()
-            self._progress.env_generation += 1
-            self._env = env
-        return self._env
+            self._rollout = Rollout(env, keeps_actions=train.run_dir is not None)
+        return self._rollout
 
     def _close_env(self) -> None:
-        if self._env is not None:
-            self._env.close()
-            self._env = None
+        if self._rollout is not None:
+            self._rollout.close()
+            if not self._rollout.is_fresh:
+                self._progress.env_generation += 1
+            self._rollout = None
+
+    def _reopen_env(self, saved: Mapping[str, torch.Tensor] | None, was: Mapping[str, Any]) -> None:
+        """Open the environments of a resumed run, and step them to where they were if the checkpoint tells how.
+
+        `was`: the settings that the run had.
+        """
+        train = self.train_config.to_dict()
+        was = {name: was.get(name, train[name]) for name in ("num_envs", "seed", "env_batch_size")}
+        changed = [name for name in was if train[name] != was[name]]
+        fresh = "the run goes on with fresh environments, not bit for bit"
+        rollout = self._open_env()
+        if saved is not None and not changed:
+            if rollout.restep(saved, train["progress"]):
+                return
+            _LOG.warning("%s: the environments do not repeat themselves: %s", train["env_id"], fresh)
+        elif changed:
+            changes = (f"{name} was {was[name]}, is {train[name]}" for name in changed)
+            _LOG.warning("%s: %s", "; ".join(changes), fresh)
+        elif train["env_batch_size"] not in (None, train["num_envs"]):
+            _LOG.warning("env_batch_size: which of the environments answer first is chance: %s", fresh)
+        if saved is not None:
+            self._close_env()
+            self._open_env()
 
     def _claim_logger(self) -> MetricsLogger:
         """Return the writer of the run's files; the first call takes over the run directory."""
         if self._logger is None:
             train = self.train_config
-            step = self.timesteps if self._resumed else None
+            step = self._progress.reported if self._resumed else None
             self._logger = MetricsLogger(train.run_dir, train.overwrite, train.tensorboard, train.wandb, step)
             if self._resumed and train.run_dir is not None:
                 checkpoint.tidy(train.run_dir / CHECKPOINTS, self.timesteps)
+        self._logger.take_back(self._progress.reported)
         return self._logger
 
     def _last_timestep(self, total_timesteps: int | None) -> int:
@@ -430,37 +478,57 @@ class SAC:
 
         Yields how many gradient updates are to be made now, at least once a step, and is sent their metrics.
         """
-        progress = self._progress
-        latest: Transition | None = None  # of the step before; stored while the environments work on the next
-        while progress.timesteps < run.last and not run.stop.requested:
-            env = self._open_env()
-            env.send(self._choose_action(self._observation))
-            self._store(latest)
+        while True:
+            if run.has_event or run.lacks_last_report:
+                yield from self._pause(run)
+            if self.timesteps >= run.last or run.stop.requested:
+                break
+            self._send_next_action()
+            self._store_latest()
             yield from self._update(run)
-            result = env.recv()
-            self._observation = result.observation
-            latest = _first_rows(result.transition, run.last - progress.timesteps)
-            count = len(latest.reward)
-            progress.collected += count
-            progress.timesteps += count
-            run.count(latest, result.episodes)
-            if progress.timesteps >= run.next_event:
-                self._store(latest)
-                latest = None
-                yield from self._update(run)
-                if progress.timesteps >= run.next_report:
-                    run.report(may_evaluate=not run.stop.requested)
-                if run.next_checkpoint <= progress.timesteps < run.last and not run.stop.requested:
-                    try:
-                        self._checkpoint(run)
-                    except OSError as error:
-                        _LOG.warning("no checkpoint at %d transitions, training goes on: %s", self.timesteps, error)
-        self._store(latest)
+            if run.stop.requested:  # the step is received when the run goes on, after the updates that are left
+                break
+            self._receive(run)
+        self._store_latest()
         self.learner.wait()  # on a GPU an update that failed may not be known yet
 
-    def _store(self, transition: Transition | None) -> None:
-        if transition is not None:
-            self.replay.add(*transition)
+    def _pause(self, run: _Run) -> Generator[int, Metrics | None, None]:
+        """Make all updates before the next step, then what is due: a line of metrics, an evaluation, a checkpoint."""
+        if not run.has_event and self.environment_steps:
+            self._send_next_action()  # as a longer run, which would not pause here, does before these updates
+        self._store_latest()
+        yield from self._update(run)
+        if run.stop.requested:
+            return
+        if self.timesteps >= run.next_report or run.lacks_last_report:
+            run.report()
+        if run.next_checkpoint <= self.timesteps < run.last and not run.stop.requested:
+            try:
+                self._checkpoint(run, regular=True)
+            except OSError as error:
+                _LOG.warning("no checkpoint at %d transitions, training goes on: %s", self.timesteps, error)
+
+    def _send_next_action(self) -> None:
+        rollout = self._open_env()
+        if not rollout.is_stepping:
+            rollout.send(self._choose_action(rollout.observation))
+
+    def _receive(self, run: _Run) -> None:
+        """Take in the step that is under way."""
+        progress = self._progress
+        transition, _, _, episodes = self._open_env().recv()
+        self._latest = _first_rows(transition, run.last - progress.timesteps)
+        count = len(self._latest.reward)
+        progress.collected += count
+        progress.timesteps += count
+        if count < len(transition.reward) and self.train_config.run_dir is not None:
+            self._close_env()  # these environments have made transitions that the run does not have
+        run.count(self._latest, episodes)
+
+    def _store_latest(self) -> None:
+        if self._latest is not None:
+            self.replay.add(*self._latest)
+            self._latest = None
 
     def _choose_action(self, observation: FloatArray) -> FloatArray:
         """Uniformly random actions before learning starts, then the policy's; [n, A] in [-1, 1]."""
@@ -471,35 +539,52 @@ class SAC:
 
     def _update(self, run: _Run) -> Generator[int, Metrics | None, None]:
         """Ask for the gradient updates that are due, once the replay buffer can fill a minibatch."""
-        progress = self._progress
-        due = self._schedule.due(progress.collected) - (self.learner.gradient_updates - progress.first_update)
-        if due <= 0 or len(self.replay) < self.config.batch_size:
+        progress, learner = self._progress, self.learner
+        steps = self._updates_due(run)
+        if not steps:
             yield 0
-            return
-        while due > 0 and not run.stop.requested:
-            steps = min(due, run.updates_per_call)
+        while steps and not run.stop.requested:
+            before = learner.gradient_updates
             metrics = yield steps
-            assert metrics is not None, "updates were made"
-            progress.update_metrics = metrics
-            due -= steps
-            run.updated(metrics)
+            assert metrics is not None, "updates were asked for"
+            if made := learner.gradient_updates - before:  # none, or fewer than asked for: a signal came
+                progress.take(metrics, made, steps)
+                run.updated(metrics)
+            steps = self._updates_due(run)
 
-    def _checkpoint(self, run: _Run) -> None:
+    def _updates_due(self, run: _Run) -> int:
+        """Return the updates of the next call of the learner; the rest of one that was cut is a call of its own."""
+        progress = self._progress
+        if len(self.replay) < self.config.batch_size:
+            return 0
+        due = self._schedule.due(progress.collected) - (self.learner.gradient_updates - progress.first_update)
+        return max(0, min(due, run.updates_per_call, progress.updates_cut or due))
+
+    def _checkpoint(self, run: _Run, regular: bool) -> None:
         """Write the run's checkpoint, with all that `resume` needs, and remove those that are too many.
 
-        Whether or not it can be written, the environments are closed, and the next step opens fresh ones: what the
-        run does then does not depend on the disk.
+        At a `regular` one, whether or not it can be written, the environments are closed, and the next step opens
+        fresh ones: what the run does then does not depend on the disk. At others they stay open, if a resumed run can
+        step its own to where they are.
         """
-        run.plan_checkpoint()
+        if regular:
+            self._progress.checkpointed = self.timesteps
+            run.plan_checkpoint()
         path = run.logger.checkpoint_path(self.timesteps)
-        if path is None or self._saved_step == self.timesteps:
+        if path is None:
             return
         self.learner.wait()  # nothing is saved behind an update that failed
-        self._close_env()
+        rollout = self._rollout
+        if regular or rollout is None or rollout.is_fresh or not rollout.is_repeatable:
+            self._close_env()
+        if self._saved == self._position():
+            return
         self._progress.wall_seconds = run.seconds()
         groups: dict[str, Mapping[str, torch.Tensor]] = {"policy": self.policy.state_dict()}
         if self.train_config.checkpoint_replay:
             groups["replay"] = self.replay.state_dict()
+        if self._rollout is not None:
+            groups[ENVIRONMENTS] = self._rollout.state_dict()
         manifest = {
             "train": run.train_config.to_dict(),
             "progress": self._progress.to_json(),
@@ -507,8 +592,13 @@ class SAC:
             "torch_threads": self._update_threads,
         }
         self._save(path, groups, manifest)
-        self._saved_step = self.timesteps
+        self._saved = self._position()
         checkpoint.keep_newest(path.parent, self.train_config.keep_checkpoints)
+
+    def _position(self) -> tuple[int, ...]:
+        """Return what grows with all that a run does: two checkpoints of one position are the same."""
+        progress = self._progress
+        return progress.timesteps, self.learner.gradient_updates, progress.reported, progress.checkpointed
 
     def _conditions(self) -> dict[str, Any]:
         """Return what must not change for a resumed run to be exact."""
@@ -518,8 +608,9 @@ class SAC:
         """Write what a run leaves behind, whatever ended it; the summary last, when all is there."""
         failed = status in ("environment_fault", "failed")
         try:
+            self._store_latest()  # a callback that failed has seen it, and it is counted
             run.report_rest()
-            self._checkpoint(run)
+            self._checkpoint(run, regular=status == "completed" and run.next_checkpoint <= self.timesteps)
         except Exception as error:
             run.close(status if failed else "failed")
             if not failed:
@@ -663,15 +754,35 @@ class _Progress:
     wall_seconds: float = 0.0
     collected: int = 0  # transitions since the model was made or loaded
     first_update: int = 0  # updates that the learner had made when it was loaded
-    env_generation: int = 0  # how often environments were started
+    env_generation: int = 0  # of the environments that are open, or are opened next
+    reported: int = 0  # transitions at the latest line of metrics that was due
+    checkpointed: int = 0  # transitions at the latest regular checkpoint
     episodes: int = 0  # that ended
     returns: deque[float] = dataclasses.field(default_factory=lambda: deque(maxlen=RECENT_EPISODES))
     lengths: deque[int] = dataclasses.field(default_factory=lambda: deque(maxlen=RECENT_EPISODES))
     update_metrics: Metrics | None = None  # of the learner's latest call; on its device until read
+    updates_met: int = 0  # updates that `update_metrics` is the mean of
+    updates_cut: int = 0  # updates of the latest call that were not made because of a signal: they are its rest
     best_return: float | None = None  # of an evaluation whose policy is kept
     evaluation: dict[str, Any] = dataclasses.field(  # the latest, as the summary has it
         default_factory=lambda: {"eval_return_mean": None, "eval_return_std": None, "eval_episodes": 0}
     )
+
+    def take(self, metrics: Metrics, made: int, asked: int) -> None:
+        """Take in the metrics of the updates that were made of those asked for in one call of the learner.
+
+        A call that was cut and its rest together give, rounded, the means of a call that was not.
+        """
+        if self.updates_cut and self.update_metrics is not None:
+            metrics = self.update_metrics.joined(self.updates_met, metrics, made)
+            asked, made = self.updates_met + self.updates_cut, self.updates_met + made
+        self.updates_met, self.updates_cut = made, asked - made
+        self.update_metrics = metrics if self.updates_cut else metrics.rounded()
+
+    @classmethod
+    def after(cls, timesteps: int, wall_seconds: float) -> _Progress:
+        """Begin behind `timesteps` transitions of an earlier run."""
+        return cls(timesteps, wall_seconds, reported=timesteps, checkpointed=timesteps)
 
     def to_json(self) -> dict[str, Any]:
         """Return values that JSON can hold, and hold exactly."""
@@ -681,11 +792,12 @@ class _Progress:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> _Progress:
-        """Rebuild what `to_json` took."""
+        """Rebuild what `to_json` took. Of schema 2, when all that was due was done at every checkpoint, too."""
         found: dict[str, float] | None = values["update_metrics"]
         metrics = found and Metrics(tuple(found), torch.tensor(list(found.values()), dtype=torch.float64))
         recent = {name: deque(values[name], maxlen=RECENT_EPISODES) for name in ("returns", "lengths")}
-        return cls(**{**values, **recent, "update_metrics": metrics})
+        done = {"reported": values["timesteps"], "checkpointed": values["timesteps"]}
+        return cls(**{**done, **values, **recent, "update_metrics": metrics})
 
 
 class _Run:
@@ -712,7 +824,6 @@ class _Run:
         self._on_update = overriding(callbacks, "on_update")
         self._on_evaluation = overriding(callbacks, "on_evaluation")
         self.updates_per_call = 1 if self._on_update else UPDATES_PER_CALL
-        self._reported_step = -1
         self.train_config = dataclasses.replace(model.train_config, total_timesteps=last)
         logger.write_config({"train": self.train_config.to_dict(), "sac": model.config.to_dict()})
         self._progress = tqdm(
@@ -754,12 +865,25 @@ class _Run:
         if asks_to_stop(callback, method, answer):
             self.stop.by_callback()
 
-    def report(self, may_evaluate: bool) -> None:
+    def report(self) -> None:
         """Write a line of metrics, with an evaluation where one is due."""
-        model, progress = self.model, self.model._progress
-        evaluation = None
-        if may_evaluate and model.train_config.evaluation_episodes and model.timesteps >= self._next_evaluation:
+        model, evaluation = self.model, None
+        if model.train_config.evaluation_episodes and model.timesteps >= min(self._next_evaluation, self.last):
             evaluation = self._evaluate()
+        self._write_line(evaluation)
+        model._progress.reported = model.timesteps
+        self._plan_reports()
+        if evaluation is not None:
+            for callback in self._on_evaluation:
+                self._heed(callback, "on_evaluation", callback.on_evaluation(model, evaluation))
+
+    def report_rest(self) -> None:
+        """Write a line of metrics of a run that is cut short between two. When it goes on the line is taken back."""
+        if self.model._progress.reported != self.model.timesteps:
+            self._write_line(None)
+
+    def _write_line(self, evaluation: EvaluationResult | None) -> None:
+        model, progress = self.model, self.model._progress
         mark = self._mark()
         row = {
             "step": model.timesteps,
@@ -779,12 +903,8 @@ class _Run:
             self.logger.log(row)
         except OSError as error:
             _LOG.warning("no metrics at %d transitions, training goes on: %s", model.timesteps, error)
-        self._row_mark, self._reported_step = mark, model.timesteps
+        self._row_mark = mark
         progress.wall_seconds = self.seconds()
-        self._plan_reports()
-        if evaluation is not None:
-            for callback in self._on_evaluation:
-                self._heed(callback, "on_evaluation", callback.on_evaluation(model, evaluation))
 
     def _evaluate(self) -> EvaluationResult:
         """Evaluate; keep the policy if none was better."""
@@ -803,11 +923,6 @@ class _Run:
             except OSError as error:
                 _LOG.warning("the best policy so far could not be saved, training goes on: %s", error)
         return result
-
-    def report_rest(self) -> None:
-        """Write the last line of metrics, if the run was cut short between two."""
-        if self._reported_step != self.model.timesteps and self.model._saved_step != self.model.timesteps:
-            self.report(may_evaluate=False)
 
     def close(self, status: str) -> None:
         """End the progress bar and write the summary."""
@@ -836,14 +951,19 @@ class _Run:
         return self._earlier_seconds + time.perf_counter() - self._start
 
     @property
-    def next_event(self) -> float:
-        """The transitions at which the next report or checkpoint is due."""
-        return min(self.next_report, self.next_checkpoint)
+    def has_event(self) -> bool:
+        """Whether a line of metrics or a checkpoint is due, in a run of any length."""
+        return self.model.timesteps >= min(self.next_report, self.next_checkpoint)
+
+    @property
+    def lacks_last_report(self) -> bool:
+        """Whether the run has its length, and not yet the line and the evaluation at its end."""
+        return self.model._progress.reported < self.last <= self.model.timesteps
 
     def plan_checkpoint(self) -> None:
         """Set the transitions at which the next checkpoint is due."""
         every = self.model.checkpoint_every if self.model.train_config.run_dir is not None else 0
-        self.next_checkpoint = (self.model.timesteps // every + 1) * every if every else math.inf
+        self.next_checkpoint = (self.model._progress.checkpointed // every + 1) * every if every else math.inf
 
     def _warn_of_cut_episodes(self) -> None:
         model, limit = self.model, self.model.spec.max_episode_steps
@@ -858,9 +978,9 @@ class _Run:
 
     def _plan_reports(self) -> None:
         """Set the transitions at which the next line, and the next evaluation, are due."""
-        step, train = self.model.timesteps, self.model.train_config
-        every = train.evaluate_every or self.last
-        self._next_evaluation = min((step // every + 1) * every, self.last)
+        step, train = self.model._progress.reported, self.model.train_config
+        every = train.evaluate_every
+        self._next_evaluation = (step // every + 1) * every if every else math.inf
         self.next_report = min((step // train.log_interval + 1) * train.log_interval, self._next_evaluation)
 
     def _refresh(self) -> None:
@@ -976,7 +1096,7 @@ def _check_same_run(manifest: Mapping[str, Any], config: Mapping[str, Any] | Non
     """Raise CheckpointError, saying what differs, unless a checkpoint is of the run with this config.json."""
     if "progress" not in manifest:
         raise checkpoint.CheckpointError(
-            "expected a checkpoint of a run (schema_version 2), got only a learner's state"
+            "expected a checkpoint of a run (schema_version 2 or 3), got only a learner's state"
         )
     if config is None:
         return

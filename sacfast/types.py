@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
 
 class Metrics(Mapping[str, float]):
-    """Named means over the gradient updates of one `learner.update` call.
+    """Named means over the gradient updates of one `learner.update` call, or of several.
 
     The values stay on the learner's device until one is read, so that a loop that does not look does not
     wait for the device.
@@ -70,6 +70,15 @@ class Metrics(Mapping[str, float]):
     def __len__(self) -> int:
         """Return the number of metrics."""
         return len(self._names)
+
+    def rounded(self) -> Metrics:
+        """Return the same means in float32."""
+        return Metrics(self._names, self._values.float())
+
+    def joined(self, count: int, other: Metrics, other_count: int) -> Metrics:
+        """Return the means over the `count` updates of this one and the `other_count` of another together."""
+        values = (count * self._values.to(other._values.device) + other_count * other._values) / (count + other_count)
+        return Metrics(self._names, values)
 
     def to_dict(self) -> dict[str, float]:
         """Return all means as Python floats with one wait for the device."""

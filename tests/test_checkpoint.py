@@ -124,7 +124,9 @@ def test_a_missing_file_is_refused_by_name(saved: Path) -> None:
 def test_another_schema_is_refused(saved: Path, change: dict[str, object]) -> None:
     manifest = json.loads((saved / "manifest.json").read_text())
     (saved / "manifest.json").write_text(json.dumps({**manifest, **change}))
-    with pytest.raises(CheckpointError, match=r"expected (schema_version 1 or 2|format 'sacfast-checkpoint'), got"):
+    with pytest.raises(
+        CheckpointError, match=r"expected (one of schema_version 1, 2, 3|format 'sacfast-checkpoint'), got"
+    ):
         checkpoint.load(saved)
 
 

@@ -33,6 +33,7 @@ ALLOWED = {
     "checkpoint": set(),
     "metrics": {"checkpoint", ""},  # "": the package itself, for its version
     "evaluate": {"envs", "types"},
+    "rollout": {"envs", "types"},
 }
 
 

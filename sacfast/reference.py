@@ -185,7 +185,7 @@ class ReferenceLearner:
                 made += 1
                 if should_stop is not None and should_stop():
                     break
-            return Metrics(self.metric_names, (self._metric_sum / made).to(self.actor.flat.dtype))
+            return Metrics(self.metric_names, self._metric_sum / made)
 
     def update_batch(self, batch: Batch, next_noise: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """Make one update on `batch`, eagerly; return its metrics [len(metric_names)].

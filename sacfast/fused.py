@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sacfast.config import SACConfig
+from sacfast.devices import with_index
 from sacfast.engines import METRICS, GpuEngines, UpdateSettings, Work, check_device, make_engine
 from sacfast.learner import (
     LearnerGroup,
@@ -89,7 +90,7 @@ class FusedLearner:
         not fit.
         """
         self.config = config = config or SACConfig()
-        self.device = torch.device(device)
+        self.device = with_index(device)
         if config.activation != "relu":
             raise ValueError(
                 f"activation: the fused backend has 'relu' alone, got {config.activation!r}; "
@@ -102,10 +103,10 @@ class FusedLearner:
         if self.device.type == "cpu" or dtype != torch.float32:
             check_float32(config, f"with {dtype} on {self.device}")
         self._steps_per_call = min(QUEUED_PER_CALL, _most_steps(config)) if self.device.type == "cuda" else 1
-        self._reported = torch.tensor([METRICS.index(name) for name in self.metric_names], device=self.device)
         generator, noise_seed = random_start(seed)
         self._turn = Turn()
         self._networks = build_networks(observation_dim, action_dim, config, self.device, dtype, generator)
+        self._reported = torch.tensor([METRICS.index(name) for name in self.metric_names], device=self.device)
         try:
             self._engine = make_engine(_settings(observation_dim, action_dim, config), self.device, dtype)
         except MemoryError:
@@ -311,7 +312,7 @@ class FusedLearner:
     def _rows_of(self, replay: Replay) -> Tensor:
         rows, width = replay.rows, 2 * self.observation_dim + self.action_dim + 2
         fits = rows.dtype == torch.float32 and rows.ndim == 2 and rows.shape[1] == width
-        if not fits or rows.device.type != self.device.type or self.device.index not in (None, rows.device.index):
+        if not fits or rows.device != self.device:
             raise ValueError(
                 f"replay: expected rows of {width} float32 on {self.device} (observation_dim {self.observation_dim}, "
                 f"action_dim {self.action_dim}), got {rows.dtype} {list(rows.shape)} on {rows.device}"

@@ -38,6 +38,7 @@ from torch.nn import functional as F
 
 from sacfast import ops
 from sacfast.config import SACConfig
+from sacfast.devices import with_index
 from sacfast.learner import (
     Replay,
     Turn,
@@ -89,7 +90,7 @@ class ReferenceLearner:
         self._turn = Turn()
         generator, noise_seed = random_start(seed)
         with torch.inference_mode(False):
-            self._build_networks(torch.device(device), dtype, generator)
+            self._build_networks(with_index(device), dtype, generator)
             self.device = self.actor.flat.device
             self._build_temperature(dtype)
             self._choose_ops(noise_seed)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from sacfast import collect
+from sacfast.devices import with_index
 from sacfast.memory import check_fits
 from sacfast.types import ACTION_LIMIT, Batch, BoolArray, FloatArray
 
@@ -61,7 +62,7 @@ class ReplayBuffer:
         self.capacity = capacity
         self.observation_dim = observation_dim
         self.action_dim = action_dim
-        self.device = torch.device(device)
+        self.device = with_index(device)
         self._widths = (observation_dim, action_dim, 1, observation_dim, 1)  # of the columns of a row
         self._tails = ((observation_dim,), (action_dim,), (), (observation_dim,), ())  # of the fields' shapes
         width = sum(self._widths)

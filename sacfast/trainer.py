@@ -43,6 +43,7 @@ from tqdm import tqdm
 from sacfast import checkpoint
 from sacfast.callbacks import Callback, as_callbacks, asks_to_stop, overriding
 from sacfast.config import SACConfig, TrainConfig
+from sacfast.devices import with_index
 from sacfast.envs import (
     EnvironmentFault,
     EnvSpec,
@@ -729,21 +730,21 @@ class UpdateSchedule:
 
 
 def resolve_device(device: str) -> torch.device:
-    """Turn "auto", "cpu", "cuda" or "cuda:N" into a device that is there.
+    """Turn "auto", "cpu", "cuda" or "cuda:N" into a device that is there; a GPU with its index.
 
     Raises:
         ValueError: CUDA was asked for by name and is not available.
     """
     available = torch.cuda.is_available()
     if device == "auto":
-        return torch.device("cuda" if available else "cpu")
+        return with_index("cuda" if available else "cpu")
     resolved = torch.device(device)
     if resolved.type == "cuda" and not available:
         reason = "finds no GPU" if torch.version.cuda else "is built without CUDA"
         raise ValueError(f"device: expected 'cpu' or 'auto', for torch {torch.__version__} {reason}; got {device!r}")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device: expected an index below {torch.cuda.device_count()}, got {device!r}")
-    return resolved
+    return with_index(resolved)
 
 
 @dataclasses.dataclass

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -163,7 +163,7 @@ def parse(command: str, options: type[Options], arguments: Sequence[str]) -> Opt
             return tyro.cli(
                 tyro.conf.configure(tyro.conf.OmitArgPrefixes)(options),
                 prog=f"sacfast {command}",
-                args=list(arguments),
+                args=list(_spell_out(options, arguments)),
             )
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
@@ -201,7 +201,7 @@ def condense(report: str) -> str:
 
 def _check_flags(command: str, options: type[Any], arguments: Sequence[str]) -> None:
     """Refuse a flag that does not exist, with the closest one that does."""
-    known = {"--help", *_flags(options)}
+    known = {"--help", *dict(_flags(options))}
     for argument in arguments:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in known:
@@ -210,17 +210,49 @@ def _check_flags(command: str, options: type[Any], arguments: Sequence[str]) -> 
             raise UsageError(f"unknown flag {flag}; {hint}`sacfast {command} --help` lists them")
 
 
-def _flags(options: type[Any]) -> Iterator[str]:
-    """Yield the flags of a dataclass and of those in it."""
+def _spell_out(options: type[Any], arguments: Sequence[str]) -> Iterator[str]:
+    """Yield the arguments, whole numbers such as 1e6 as digits where a flag takes ints."""
+    kinds = dict(_flags(options))
+    kind: Any = None  # of what the next word is
+    for argument in arguments:
+        flag, separator, value = argument.partition("=")
+        if argument.startswith("--"):
+            kind = kinds.get(flag.replace("_", "-"))
+            yield f"{flag}={_digits(value)}" if separator and _takes_ints(kind) else argument
+        elif _takes_ints(kind):
+            yield _digits(argument)
+            kind = kind if get_origin(kind) is tuple else None
+        else:
+            yield argument
+
+
+def _takes_ints(kind: Any) -> bool:
+    return int in (kind, *get_args(kind))
+
+
+def _digits(word: str) -> str:
+    """Return a whole number that is written as a float as digits, and any other word as it is."""
+    if re.fullmatch(r"\d[\d_]*", word):
+        return word
+    try:
+        number = float(word)
+    except ValueError:
+        return word
+    return str(int(number)) if number.is_integer() else word
+
+
+def _flags(options: type[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the flags of a dataclass and of those in it, with the type of what each takes."""
     hints = get_type_hints(options)
     for field in dataclasses.fields(options):
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from _flags(hints[field.name])
+        hint: type[Any] = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from _flags(hint)
         else:
             name = field.name.replace("_", "-")
-            yield f"--{name}"
-            if hints[field.name] is bool:
-                yield f"--no-{name}"
+            yield f"--{name}", hint
+            if hint is bool:
+                yield f"--no-{name}", hint
 
 
 def _usage() -> str:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, get_args
 
+from sacfast.scalars import as_bool, as_float, as_int
+
 BACKENDS = ("fused", "reference")
 """The backends that `make_learner` can build."""
 
@@ -91,8 +93,8 @@ class _Config:
         return cls(**values)
 
     def _store(self, name: str, value: object) -> None:
-        # For __post_init__ only: settings that mean the same (0 and 0.0, a list from JSON and a tuple) are
-        # held in one form, so that they compare equal.
+        # For __post_init__ only: settings that mean the same (0, 0.0 and NumPy's, a list from JSON and a tuple) are
+        # held in one form, so that they compare equal and JSON takes them.
         object.__setattr__(self, name, value)
 
 
@@ -175,8 +177,8 @@ class SACConfig(_Config):
         """Validate, and store every value in its one form."""
         self._store("hidden_sizes", _int_tuple("hidden_sizes", self.hidden_sizes))
         for name in ("batch_size", "replay_capacity", "target_update_interval"):
-            _check_int(name, getattr(self, name), at_least=1)
-        _check_int("learning_starts", self.learning_starts, at_least=0)
+            self._store(name, as_int(name, getattr(self, name), 1))
+        self._store("learning_starts", as_int("learning_starts", self.learning_starts, 0))
         for name, interval in _FLOAT_RANGES.items():
             self._store(name, _float(name, getattr(self, name), interval))
         for name, interval in _AUTO_OR_FLOAT_RANGES.items():
@@ -189,7 +191,7 @@ class SACConfig(_Config):
         _check_choice("log_std_bounding", self.log_std_bounding, ("none", "clamp", "tanh"))
         _check_choice("matmul_precision", self.matmul_precision, ("float32", "tf32", "bfloat16"))
         for name in ("value_network", "deterministic_policy", "fused_ops"):
-            _check_bool(name, getattr(self, name))
+            self._store(name, as_bool(name, getattr(self, name)))
         self._check_combinations()
 
     def _check_combinations(self) -> None:
@@ -264,16 +266,16 @@ class TrainConfig(_Config):
             raise ValueError(f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got {self.device!r}")
         check_backend(self.backend)
         for name in ("total_timesteps", "num_envs", "log_interval", "keep_checkpoints"):
-            _check_int(name, getattr(self, name), at_least=1)
+            self._store(name, as_int(name, getattr(self, name), 1))
         if self.checkpoint_every is not None:
-            _check_int("checkpoint_every", self.checkpoint_every, at_least=0)
+            self._store("checkpoint_every", as_int("checkpoint_every", self.checkpoint_every, 0))
         for name in ("seed", "evaluate_every", "evaluation_episodes"):
-            _check_int(name, getattr(self, name), at_least=0)
+            self._store(name, as_int(name, getattr(self, name), 0))
         for name in ("env_batch_size", "env_threads", "torch_threads"):
             if getattr(self, name) is not None:
-                _check_int(name, getattr(self, name), at_least=1)
+                self._store(name, as_int(name, getattr(self, name), 1))
         for name in ("overwrite", "checkpoint_replay", "tensorboard", "wandb", "progress"):
-            _check_bool(name, getattr(self, name))
+            self._store(name, as_bool(name, getattr(self, name)))
         if self.env_batch_size is not None and self.env_batch_size > self.num_envs:
             raise ValueError(f"env_batch_size: expected at most num_envs ({self.num_envs}), got {self.env_batch_size}")
         if isinstance(self.run_dir, str):  # as JSON holds it
@@ -291,14 +293,6 @@ def _to_json(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_real(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _check_str(name: str, value: object) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{name}: expected a string, got {value!r}")
@@ -306,42 +300,34 @@ def _check_str(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected a string that is not empty, got ''")
 
 
-def _check_bool(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}: expected True or False, got {value!r}")
-
-
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def _check_int(name: str, value: Any, at_least: int) -> None:
-    if not _is_int(value):
-        raise TypeError(f"{name}: expected an int >= {at_least}, got {value!r}")
-    if value < at_least:
-        raise ValueError(f"{name}: expected an int >= {at_least}, got {value!r}")
-
-
 def _int_tuple(name: str, value: Any) -> tuple[int, ...]:
-    if not isinstance(value, tuple | list) or not all(map(_is_int, value)):
-        raise TypeError(f"{name}: expected a tuple of ints >= 1, got {value!r}")
-    if any(item < 1 for item in value):
-        raise ValueError(f"{name}: expected a tuple of ints >= 1, got {value!r}")
-    return tuple(value)
+    message = f"{name}: expected a tuple of ints >= 1, got {value!r}"
+    if not isinstance(value, tuple | list):
+        raise TypeError(message)
+    try:
+        return tuple(as_int(name, item, 1) for item in value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(message) from None
 
 
 def _float(name: str, value: Any, interval: _Interval, alternative: str = "") -> float:
-    if not _is_real(value):
+    number = as_float(value)
+    if number is None:
         raise TypeError(f"{name}: expected {alternative}a float in {interval}, got {value!r}")
-    if value not in interval:
-        raise ValueError(f"{name}: expected {alternative}a float in {interval}, got {value!r}")
-    return float(value)
+    if number not in interval:
+        raise ValueError(f"{name}: expected {alternative}a float in {interval}, got {number!r}")
+    return number
 
 
 def _float_pair(name: str, value: Any, interval: _Interval) -> tuple[float, float]:
-    if not isinstance(value, tuple | list) or len(value) != 2 or not all(map(_is_real, value)):
+    low, high = map(as_float, value) if isinstance(value, tuple | list) and len(value) == 2 else (None, None)
+    if low is None or high is None:
         raise TypeError(f"{name}: expected two floats in {interval}, got {value!r}")
-    if any(item not in interval for item in value):
+    if low not in interval or high not in interval:
         raise ValueError(f"{name}: expected two floats in {interval}, got {value!r}")
-    return float(value[0]), float(value[1])
+    return low, high

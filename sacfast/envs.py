@@ -31,6 +31,7 @@ import numpy as np
 from gymnasium.vector import SyncVectorEnv
 
 from sacfast import collect
+from sacfast.scalars import as_int
 from sacfast.types import ACTION_LIMIT, BoolArray, FloatArray, IntArray, Transition
 
 Float64Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -538,12 +539,15 @@ def make_env(
     """
     if not isinstance(env_id, str):
         raise TypeError(f"env_id: expected a str, got {type(env_id).__name__}")
-    _check_count("num_envs", num_envs, 1, 2**_ENV_BITS)
+    num_envs = as_int("num_envs", num_envs, 1, 2**_ENV_BITS)
     if batch_size is not None:
-        _check_count("batch_size", batch_size, 1, num_envs)
+        batch_size = as_int("batch_size", batch_size, 1, num_envs)
     if num_threads is not None:
-        _check_count("num_threads", num_threads, 1, 2**_ENV_BITS)
-    seeds = environment_seeds(seed, num_envs) if isinstance(seed, int) else _checked_seeds(seed, num_envs)
+        num_threads = as_int("num_threads", num_threads, 1, 2**_ENV_BITS)
+    if isinstance(seed, Sequence | np.ndarray):
+        seeds = _checked_seeds(seed, num_envs)
+    else:
+        seeds = environment_seeds(seed, num_envs)
     if env_id in envpool.list_all_envs():
         threads = num_threads or min(len(os.sched_getaffinity(0)), num_envs)
         return EnvPoolVectorEnv(env_id, seeds, batch_size or num_envs, threads)
@@ -575,10 +579,10 @@ def environment_seeds(
         TypeError: an argument is not an int.
         ValueError: an argument is out of range.
     """
-    _check_count("seed", seed, 0, None)
-    _check_count("num_envs", num_envs, 1, 2**_ENV_BITS)
-    _check_count("rank", rank, 0, 2**_RANK_BITS - 1)
-    _check_count("generation", generation, 0, None)
+    seed = as_int("seed", seed, 0)
+    num_envs = as_int("num_envs", num_envs, 1, 2**_ENV_BITS)
+    rank = as_int("rank", rank, 0, 2**_RANK_BITS - 1)
+    generation = as_int("generation", generation, 0)
     if purpose not in _PURPOSES:
         raise ValueError(f"purpose: expected one of {sorted(_PURPOSES)}, got {purpose!r}")
     first = ((_PURPOSES[purpose] << _RANK_BITS) + rank) << _ENV_BITS
@@ -707,18 +711,8 @@ def _check_registered(env_id: str) -> None:
     raise ValueError(f"env_id: neither EnvPool nor Gymnasium knows {env_id!r}{hint}")
 
 
-def _check_count(name: str, value: int, low: int, high: int | None) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if value < low or (high is not None and value > high):
-        limits = f">= {low}" if high is None else f"in {low}..{high}"
-        raise ValueError(f"{name}: expected an int {limits}, got {value}")
-
-
 def _checked_seeds(seeds: Sequence[int], num_envs: int) -> list[int]:
-    checked = list(seeds)
-    for value in checked:
-        _check_count("seed", value, 0, 2**_SEED_BITS - 1)
+    checked = [as_int("seed", value, 0, 2**_SEED_BITS - 1) for value in seeds]
     if len(checked) != num_envs or len(set(checked)) != num_envs:
         raise ValueError(f"seed: expected {num_envs} different seeds, got {checked}")
     return checked

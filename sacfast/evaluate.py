@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 
 from sacfast.envs import EnvSpec, GymnasiumVectorEnv, ImageArray, environment_seeds, make_env
+from sacfast.scalars import as_int
 from sacfast.types import FloatArray, IntArray
 
 MAX_ENVS = 16
@@ -66,10 +67,8 @@ def evaluate(
         ValueError: `episodes` or `num_envs` below 1.
         EnvironmentFault: an environment yields a reward or observation that is not finite.
     """
-    for name, value in (("episodes", episodes), ("num_envs", num_envs)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: expected an int >= 1, got {value}")
-    num_envs = min(episodes, MAX_ENVS if num_envs is None else num_envs)
+    episodes = as_int("episodes", episodes, 1)
+    num_envs = min(episodes, MAX_ENVS if num_envs is None else as_int("num_envs", num_envs, 1))
     share = [episodes // num_envs + (index < episodes % num_envs) for index in range(num_envs)]
     returns: list[list[float]] = [[] for _ in range(num_envs)]
     lengths: list[list[int]] = [[] for _ in range(num_envs)]
@@ -113,8 +112,7 @@ def record_video(
     path = Path(path)
     if path.suffix != ".mp4":
         raise ValueError(f"video: expected a path that ends in .mp4, got {path}")
-    if episodes < 1:
-        raise ValueError(f"episodes: expected an int >= 1, got {episodes}")
+    episodes = as_int("episodes", episodes, 1)
     imageio = import_imageio()
     with _rendered_env(spec, seed) as env:
         observation, _ = env.reset()

@@ -12,6 +12,7 @@ import torch
 from sacfast import collect
 from sacfast.devices import with_index
 from sacfast.memory import check_fits
+from sacfast.scalars import as_int
 from sacfast.types import ACTION_LIMIT, Batch, BoolArray, FloatArray
 
 _FIELDS = ("observation", "action", "reward", "next_observation", "terminated")
@@ -55,13 +56,10 @@ class ReplayBuffer:
             TypeError: a number is not an int.
             ValueError: a number is out of range, or the rows do not fit in the device's free memory.
         """
-        _check_int("capacity", capacity, 1)
-        _check_int("observation_dim", observation_dim, 1)
-        _check_int("action_dim", action_dim, 1)
-        _check_int("seed", seed, 0)
-        self.capacity = capacity
-        self.observation_dim = observation_dim
-        self.action_dim = action_dim
+        self.capacity = capacity = as_int("capacity", capacity, 1)
+        self.observation_dim = observation_dim = as_int("observation_dim", observation_dim, 1)
+        self.action_dim = action_dim = as_int("action_dim", action_dim, 1)
+        seed = as_int("seed", seed, 0)
         self.device = with_index(device)
         self._widths = (observation_dim, action_dim, 1, observation_dim, 1)  # of the columns of a row
         self._tails = ((observation_dim,), (action_dim,), (), (observation_dim,), ())  # of the fields' shapes
@@ -135,7 +133,7 @@ class ReplayBuffer:
             ValueError: `batch_size` < 1.
             RuntimeError: the buffer is empty.
         """
-        _check_int("batch_size", batch_size, 1)
+        batch_size = as_int("batch_size", batch_size, 1)
         with self._turn:
             return Batch(*self._split(self.rows.index_select(0, self.draw(batch_size))))
 
@@ -147,7 +145,7 @@ class ReplayBuffer:
             ValueError: `count` < 1.
             RuntimeError: the buffer is empty.
         """
-        _check_int("count", count, 1)
+        count = as_int("count", count, 1)
         with self._turn:
             if self._size == 0:
                 raise RuntimeError("the replay buffer is empty, add transitions first")
@@ -248,13 +246,6 @@ class ReplayBuffer:
         """Return the five fields of `rows` [N, 2*O + A + 2] as views."""
         observation, action, reward, next_observation, terminated = rows.split_with_sizes(self._widths, 1)
         return observation, action, reward.squeeze(1), next_observation, terminated.squeeze(1)
-
-
-def _check_int(name: str, value: int, low: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if value < low:
-        raise ValueError(f"{name}: expected an int >= {low}, got {value}")
 
 
 def _host_arrays(fields: tuple[Any, ...]) -> tuple[_Array, ...]:

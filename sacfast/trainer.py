@@ -67,6 +67,7 @@ from sacfast.metrics import (
 from sacfast.policy import Policy
 from sacfast.replay import ReplayBuffer
 from sacfast.rollout import Rollout
+from sacfast.scalars import as_int
 from sacfast.types import FloatArray, Metrics, Transition
 
 RECENT_EPISODES = 100
@@ -198,7 +199,8 @@ class SAC:
             callbacks: one or several, called at every step, update and evaluation; each can end the run.
 
         Raises:
-            TypeError: something that is no callback, or a callback that returns neither a bool nor None.
+            TypeError: `total_timesteps` is no whole number, something that is no callback is among these, or one
+                returns neither a bool nor None.
             ValueError: `total_timesteps` below 1.
             EnvironmentFault: a reward or observation that is not finite. Nothing of that step is stored.
             FloatingPointError: a loss, gradient or parameter that is not finite; the last checkpoint is from before.
@@ -470,9 +472,7 @@ class SAC:
         count = self.train_config.total_timesteps if total_timesteps is None else total_timesteps
         if total_timesteps is None and self._resumed:
             return max(count, self.timesteps)  # the latter: the run was killed at its end, and lacks its summary
-        if count < 1:
-            raise ValueError(f"total_timesteps: expected an int >= 1, got {count!r}")
-        return self.timesteps + count
+        return self.timesteps + as_int("total_timesteps", count, 1)
 
     def _collect(self, run: _Run) -> Generator[int, Metrics | None, None]:
         """Step, store and update until `run.last` transitions are there or something asks to stop.

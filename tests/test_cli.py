@@ -108,6 +108,19 @@ def test_bad_usage_is_one_line_that_says_what_is_allowed(
     assert not list(tmp_path.iterdir())
 
 
+def test_whole_numbers_may_be_written_as_floats() -> None:
+    written = "--env-id Pendulum-v1 --total-timesteps 1e6 --seed=2E1 --num_envs 3.0 --hidden-sizes 1e2 64 --alpha 1e-1"
+    options = cli.parse("train", cli.TrainOptions, f"{written} --replay-capacity 200_000".split())
+    assert (options.run.total_timesteps, options.run.seed, options.run.num_envs) == (1_000_000, 20, 3)
+    assert (options.algorithm.hidden_sizes, options.algorithm.alpha) == ((100, 64), 0.1)
+    assert options.algorithm.replay_capacity == 200_000
+    large = cli.parse("train", cli.TrainOptions, ["--env-id", "x", "--seed", "9007199254740993"])
+    assert large.run.seed == 9007199254740993  # which a float does not hold
+    assert cli.parse("evaluate", cli.EvaluateOptions, ["--episodes", "1e1", "1e5"]).path == Path("1e5")
+    with pytest.raises(cli.UsageError, match="--seed"):
+        cli.parse("train", cli.TrainOptions, ["--env-id", "x", "--seed", "1.5"])
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_a_gpu_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tmp_path / "run", "--device", "cuda") == 2

@@ -3,6 +3,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sacfast.config import BACKENDS, SACConfig, TrainConfig, check_backend
@@ -10,11 +11,11 @@ from sacfast.config import BACKENDS, SACConfig, TrainConfig, check_backend
 # field, refused value, error, what the message must say
 SAC_REFUSALS = [
     ("hidden_sizes", 256, TypeError, "a tuple of ints >= 1, got 256"),
-    ("hidden_sizes", (256.0,), TypeError, "a tuple of ints >= 1"),
+    ("hidden_sizes", (256.5,), TypeError, "a tuple of ints >= 1"),
     ("hidden_sizes", (256, 0), ValueError, "a tuple of ints >= 1"),
     ("activation", "swish", ValueError, "one of 'relu', 'tanh', 'elu', 'silu', 'gelu', got 'swish'"),
     ("batch_size", 0, ValueError, "an int >= 1, got 0"),
-    ("batch_size", 256.0, TypeError, "an int >= 1, got 256.0"),
+    ("batch_size", 256.5, TypeError, "an int >= 1, got 256.5"),
     ("batch_size", True, TypeError, "an int >= 1, got True"),
     ("replay_capacity", 0, ValueError, "an int >= 1, got 0"),
     ("replay_capacity", 255, ValueError, "at least batch_size (256), or no minibatch is ever full; got 255"),
@@ -121,6 +122,41 @@ def test_the_backends_are_known_by_name():
         check_backend(backend)
     with pytest.raises(ValueError, match="backend: expected one of 'fused', 'reference', got 'Fused'"):
         check_backend("Fused")
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.float32, np.float64, float])
+def test_whole_numbers_of_any_kind_are_held_as_ints(kind):
+    ints = {"batch_size": 64, "learning_starts": 0, "replay_capacity": 200, "target_update_interval": 3}
+    plain = SACConfig(hidden_sizes=(32, 16), **ints)
+    given = SACConfig(hidden_sizes=(kind(32), kind(16)), **{name: kind(value) for name, value in ints.items()})
+    assert repr(given) == repr(plain)
+    assert json.dumps(given.to_dict()) == json.dumps(plain.to_dict())
+    names = ("total_timesteps", "num_envs", "env_batch_size", "env_threads", "seed", "log_interval", "evaluate_every")
+    names += ("evaluation_episodes", "checkpoint_every", "keep_checkpoints", "torch_threads")
+    plain, given = (TrainConfig("Pendulum-v1", **dict.fromkeys(names, value)) for value in (7, kind(7)))
+    assert repr(given) == repr(plain)
+
+
+def test_floats_and_bools_of_numpy_are_held_as_pythons():
+    given = SACConfig(
+        gamma=np.float64(0.9), tau=np.float32(0.5), alpha=np.int64(1), adam_betas=(np.float64(0.5), np.int8(0)),
+        value_network=np.True_, fused_ops=np.False_,
+    )  # fmt: skip
+    plain = SACConfig(gamma=0.9, tau=0.5, alpha=1.0, adam_betas=(0.5, 0.0), value_network=True, fused_ops=False)
+    assert repr(given) == repr(plain)
+    assert repr(TrainConfig("Pendulum-v1", progress=np.False_)) == repr(TrainConfig("Pendulum-v1", progress=False))
+
+
+@pytest.mark.parametrize("value", [np.bool_(True), np.float64(1.5), np.nan, np.inf, "7", np.array(7)])
+def test_what_is_no_whole_number_is_refused(value):
+    with pytest.raises(TypeError, match="batch_size: expected an int >= 1, got"):
+        SACConfig(batch_size=value)
+
+
+@pytest.mark.parametrize("value", [np.bool_(True), "0.9", np.array(0.9), None])
+def test_what_is_no_real_number_is_refused(value):
+    with pytest.raises(TypeError, match="gamma: expected a float in"):
+        SACConfig(gamma=value)
 
 
 def test_configs_are_frozen():

@@ -388,7 +388,7 @@ def test_seeds_differ_between_runs_and_generations_and_are_stable():
     ("arguments", "error", "message"),
     [
         ({"seed": -1}, ValueError, "seed: expected an int >= 0, got -1"),
-        ({"seed": 1.0}, TypeError, "seed: expected an int, got float"),
+        ({"seed": 1.5}, TypeError, "seed: expected an int >= 0, got 1.5"),
         ({"num_envs": 0}, ValueError, "num_envs: expected an int in 1..65536, got 0"),
         ({"purpose": "test"}, ValueError, "purpose: expected one of"),
         ({"rank": 4096}, ValueError, "rank: expected an int in 0..4095, got 4096"),
@@ -667,13 +667,23 @@ def test_nested_dictionaries_of_gymnasium_are_flattened_in_alphabetical_order(re
         np.testing.assert_array_equal(env.reset()[0], [[1, 2, 3, 4, 5, 6]] * 2)
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.float64, float])
+def test_numbers_may_be_whole_ones_of_any_kind(kind):
+    assert environment_seeds(kind(3), kind(4), rank=kind(1), generation=kind(2)) == environment_seeds(
+        3, 4, rank=1, generation=2
+    )
+    for seed, same in ((3, kind(3)), ([5, 6], [kind(5), kind(6)]), ([5, 6], np.array([5, 6], kind))):
+        with make_env("Pendulum-v1", 2, seed) as env, make_env("Pendulum-v1", kind(2), same, kind(2), kind(1)) as other:
+            np.testing.assert_array_equal(env.reset()[0], other.reset()[0])
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ({"env_id": 3}, TypeError, "env_id: expected a str, got int"),
         ({"num_envs": 0}, ValueError, "num_envs: expected an int in 1..65536, got 0"),
-        ({"num_envs": 2.0}, TypeError, "num_envs: expected an int, got float"),
-        ({"num_envs": True}, TypeError, "num_envs: expected an int, got bool"),
+        ({"num_envs": 2.5}, TypeError, "num_envs: expected an int in 1..65536, got 2.5"),
+        ({"num_envs": True}, TypeError, "num_envs: expected an int in 1..65536, got True"),
         ({"batch_size": 0}, ValueError, "batch_size: expected an int in 1..2, got 0"),
         ({"batch_size": 3}, ValueError, "batch_size: expected an int in 1..2, got 3"),
         ({"num_threads": 0}, ValueError, "num_threads: expected an int in 1..65536, got 0"),

@@ -107,6 +107,14 @@ def test_counts_below_one_are_refused(name: str, arguments: tuple[int, ...]) -> 
         evaluate(Zero(), "Pendulum-v1", *arguments)
 
 
+@pytest.mark.parametrize("kind", [np.int64, float])
+def test_counts_may_be_whole_numbers_of_any_kind(kind: type) -> None:
+    found, expected = (evaluate(Zero(), "Pendulum-v1", *map(each, (3, 5, 2))) for each in (kind, int))
+    np.testing.assert_array_equal(found.returns, expected.returns)
+    with pytest.raises(TypeError, match=r"episodes: expected an int >= 1, got 1\.5"):
+        evaluate(Zero(), "Pendulum-v1", 1.5)  # type: ignore[arg-type]
+
+
 def test_a_number_that_is_not_finite_is_an_error() -> None:
     Uneven.fail = True
     with pytest.raises(EnvironmentFault, match="reward"):

@@ -234,11 +234,21 @@ def test_the_fields_of_a_batch_are_views_of_one_tensor():
 
 
 @pytest.mark.parametrize("name", ["capacity", "observation_dim", "action_dim", "seed"])
-@pytest.mark.parametrize(("value", "error"), [(-1, ValueError), (1.0, TypeError), (True, TypeError)])
+@pytest.mark.parametrize(("value", "error"), [(-1, ValueError), (1.5, TypeError), (True, TypeError)])
 def test_sizes_are_checked(name, value, error):
     arguments = {"capacity": 4, "observation_dim": 3, "action_dim": 2, "seed": 0, name: value}
     with pytest.raises(error, match=f"{name}: expected an int"):
         ReplayBuffer(**arguments)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float32, float])
+def test_sizes_may_be_whole_numbers_of_any_kind(kind):
+    given, plain = (ReplayBuffer(each(8), each(_O), each(_A), seed=each(5)) for each in (kind, int))
+    for replay in (given, plain):
+        replay.add(*_transition([0, 1, 2]))
+    assert torch.equal(given.draw(kind(4)), plain.draw(4))
+    assert torch.equal(given.sample(kind(4)).reward, plain.sample(4).reward)
+    assert type(given.capacity) is int
 
 
 @pytest.mark.parametrize("name", ["capacity", "observation_dim", "action_dim"])
@@ -340,7 +350,7 @@ def test_sampling_an_empty_buffer_is_refused():
             act(ReplayBuffer(3, _O, _A), 1)
 
 
-@pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-3, ValueError), (2.0, TypeError)])
+@pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-3, ValueError), (2.5, TypeError)])
 def test_the_batch_size_is_checked(value, error):
     with pytest.raises(error, match="batch_size: expected an int"):
         _filled(3).sample(value)

@@ -20,11 +20,12 @@ CSRC = ROOT / "csrc"
 # between. None knows another one; what they share is here.
 PARTS = ({"envs"}, {"replay"}, {"learner", "fused", "engines", "reference"}, {"policy"})
 NATIVE = ("_C", "_collect")
-FOUNDATIONS = {"types", "config", "devices", "memory", "networks", "ops", "_ext", "collect"}
+FOUNDATIONS = {"types", "scalars", "config", "devices", "memory", "networks", "ops", "_ext", "collect"}
 # Foundations, from the bottom: each may import only those before it.
 ALLOWED = {
     "types": set(),
-    "config": set(),
+    "scalars": set(),
+    "config": {"scalars"},
     "devices": set(),
     "memory": set(),
     "_ext": set(),
@@ -33,7 +34,7 @@ ALLOWED = {
     "networks": {"types", "config", "memory", "ops"},
     "checkpoint": set(),
     "metrics": {"checkpoint", ""},  # "": the package itself, for its version
-    "evaluate": {"envs", "types"},
+    "evaluate": {"envs", "scalars", "types"},
     "rollout": {"envs", "types"},
 }
 

@@ -387,6 +387,15 @@ def test_a_checkpoint_that_is_none_is_refused(tmp_path: Path) -> None:
         SAC.load(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize("count", [np.int64(20), np.float32(20), 2e1])
+def test_the_length_of_a_run_may_be_a_whole_number_of_any_kind(count: Any, tmp_path: Path) -> None:
+    model = small(run_dir=tmp_path, seed=np.int64(3), tau=np.float32(0.5)).learn(count)
+    assert (model.timesteps, type(model.timesteps)) == (20, int)
+    assert read_summary(tmp_path)["total_timesteps"] == 20
+    with pytest.raises(TypeError, match=r"total_timesteps: expected an int >= 1, got 1\.5"):
+        model.learn(1.5)  # type: ignore[arg-type]
+
+
 def test_predict_acts_within_the_tasks_own_bounds() -> None:
     model = small()
     observation = np.random.default_rng(0).standard_normal((1_000, 3)) * 10

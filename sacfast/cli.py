@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args, get_origin
 import tyro
 
 from sacfast import __version__
-from sacfast.config import SACConfig, TrainConfig
+from sacfast.config import STABLE_BASELINES3, SACConfig, TrainConfig
 
 if TYPE_CHECKING:
     import torch
@@ -205,9 +205,20 @@ def _check_flags(command: str, options: type[Any], arguments: Sequence[str]) -> 
     for argument in arguments:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in known:
-            close = difflib.get_close_matches(flag, known, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise UsageError(f"unknown flag {flag}; {hint}`sacfast {command} --help` lists them")
+            raise UsageError(f"unknown flag {flag}; {_hint(flag, known)}`sacfast {command} --help` lists them")
+
+
+def _hint(flag: str, known: set[str]) -> str:
+    """Say what a flag that does not exist may be here."""
+    name = flag.removeprefix("--").replace("-", "_")
+    if name in STABLE_BASELINES3 and "--env-id" in known:
+        return f"{re.sub('`(.*?)`', lambda found: _flag(found[1]), STABLE_BASELINES3[name])}; "
+    close = difflib.get_close_matches(flag, known, n=1)
+    return f"did you mean {close[0]}? " if close else ""
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _spell_out(options: type[Any], arguments: Sequence[str]) -> Iterator[str]:
@@ -249,10 +260,9 @@ def _flags(options: type[Any]) -> Iterator[tuple[str, Any]]:
         if dataclasses.is_dataclass(hint):
             yield from _flags(hint)
         else:
-            name = field.name.replace("_", "-")
-            yield f"--{name}", hint
+            yield _flag(field.name), hint
             if hint is bool:
-                yield f"--no-{name}", hint
+                yield _flag(f"no_{field.name}"), hint
 
 
 def _usage() -> str:

@@ -23,6 +23,41 @@ Activation = Literal["relu", "tanh", "elu", "silu", "gelu"]
 """What follows each hidden layer; `sacfast.networks` has the functions."""
 
 
+_LEARNING_RATE = "here it is `actor_lr`, `critic_lr` and `alpha_lr`"
+_RATIO = "here it is `utd_ratio`, gradient updates per transition"
+_NO_SDE = "here there is no state-dependent exploration"
+_ONE_BUFFER = "here there is one kind of replay buffer, of `replay_capacity` transitions"
+STABLE_BASELINES3 = {
+    "policy": "here there is one kind of policy, of `hidden_sizes` and `activation`",
+    "env": "here it is `env_id`, the name of a task",
+    "n_envs": "here it is `num_envs`",
+    "learning_rate": _LEARNING_RATE,
+    "lr_schedule": _LEARNING_RATE,
+    "buffer_size": "here it is `replay_capacity`",
+    "train_freq": _RATIO,
+    "gradient_steps": _RATIO,
+    "n_steps": "here the target looks one step ahead",
+    "ent_coef": "here it is `alpha`; what 'auto_0.1' starts from is `initial_alpha`",
+    "action_noise": "here it is `exploration_noise`, with `deterministic_policy`",
+    "replay_buffer_class": _ONE_BUFFER,
+    "replay_buffer_kwargs": _ONE_BUFFER,
+    "optimize_memory_usage": _ONE_BUFFER,
+    "use_sde": _NO_SDE,
+    "sde_sample_freq": _NO_SDE,
+    "use_sde_at_warmup": _NO_SDE,
+    "policy_kwargs": "here they are settings of their own: `hidden_sizes`, `activation`, `adam_betas`, `adam_eps`",
+    "net_arch": "here it is `hidden_sizes`",
+    "activation_fn": "here it is `activation`",
+    "tensorboard_log": "here it is `tensorboard`, which writes to `run_dir`",
+    "verbose": "here it is `progress`",
+    "progress_bar": "here it is `progress`",
+    "stats_window_size": "here returns are means of the latest 100 episodes",
+    "eval_freq": "here it is `evaluate_every`",
+    "n_eval_episodes": "here it is `evaluation_episodes`",
+}
+"""What Stable-Baselines3 calls its settings: what they are here, with the fields of this module in backticks."""
+
+
 def check_backend(backend: str) -> None:
     """Raise ValueError unless `backend` is one of `BACKENDS`."""
     _check_choice("backend", backend, BACKENDS)

@@ -42,7 +42,7 @@ from tqdm import tqdm
 
 from sacfast import checkpoint
 from sacfast.callbacks import Callback, as_callbacks, asks_to_stop, overriding
-from sacfast.config import SACConfig, TrainConfig
+from sacfast.config import STABLE_BASELINES3, SACConfig, TrainConfig
 from sacfast.devices import with_index
 from sacfast.envs import (
     EnvironmentFault,
@@ -1128,13 +1128,22 @@ def _split_fields(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     """Sort keyword arguments into those of `TrainConfig` and those of `SACConfig`."""
     train_names = {field.name for field in dataclasses.fields(TrainConfig)} - {"env_id", "total_timesteps"}
     sac_names = {field.name for field in dataclasses.fields(SACConfig)}
-    for name in fields:
-        if name not in train_names | sac_names:
-            close = difflib.get_close_matches(name, train_names | sac_names, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"expected some of {sorted(train_names | sac_names)}"
-            raise TypeError(f"SAC: unknown argument {name!r}; {hint}")
+    if unknown := [name for name in fields if name not in train_names | sac_names]:
+        hints = (_hint(name, sorted(train_names | sac_names)) for name in unknown)
+        lines = (f"SAC: unknown argument {name!r}; {hint}" for name, hint in zip(unknown, hints, strict=True))
+        raise TypeError("\n".join(lines))
     train = {name: value for name, value in fields.items() if name in train_names}
     return train, {name: value for name, value in fields.items() if name in sac_names}
+
+
+def _hint(name: str, known: list[str]) -> str:
+    """Say what an argument that does not exist may be here."""
+    if name == "total_timesteps":
+        return "learn takes it: SAC(...).learn(total_timesteps=...)"
+    if name in STABLE_BASELINES3:
+        return STABLE_BASELINES3[name].replace("`", "")
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"expected some of {known}"
 
 
 def _derive_seeds(seed: int) -> dict[str, int]:

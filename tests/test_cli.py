@@ -69,6 +69,8 @@ def test_evaluate_and_doctor_have_help(capsys: pytest.CaptureFixture[str]) -> No
             "train --env-id Pendulum-v1 --utd-ration 1",
             ["unknown flag --utd-ration", "did you mean --utd-ratio"],
         ),
+        ("train --env-id Pendulum-v1 --learning-rate 1e-3", ["here it is --actor-lr, --critic-lr and --alpha-lr;"]),
+        ("train --env-id Pendulum-v1 --n_envs=4", ["unknown flag --n-envs; here it is --num-envs;"]),
         ("train --env-id Pendulum-v1 --alpha high", ["--alpha", "'high'", "expected --alpha FLOAT|{auto}"]),
         ("train --env-id Pendulum-v1 --seed x", ["--seed", "'x'", "expected --seed INT"]),
         ("train --env-id Pendulum-v1 --seed -1", ["seed: expected an int >= 0, got -1"]),

@@ -1,12 +1,14 @@
 import dataclasses
+import inspect
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sacfast.config import BACKENDS, SACConfig, TrainConfig, check_backend
+from sacfast.config import BACKENDS, STABLE_BASELINES3, SACConfig, TrainConfig, check_backend
 
 # field, refused value, error, what the message must say
 SAC_REFUSALS = [
@@ -157,6 +159,16 @@ def test_what_is_no_whole_number_is_refused(value):
 def test_what_is_no_real_number_is_refused(value):
     with pytest.raises(TypeError, match="gamma: expected a float in"):
         SACConfig(gamma=value)
+
+
+def test_every_setting_of_stable_baselines3_has_an_answer_by_names_that_exist():
+    fields = {field.name for config in (SACConfig, TrainConfig) for field in dataclasses.fields(config)}
+    for name, answer in STABLE_BASELINES3.items():
+        assert name not in fields
+        assert set(re.findall("`(.*?)`", answer)) <= fields, name
+    sb3 = pytest.importorskip("stable_baselines3", reason="stable_baselines3 is not installed")
+    theirs = set(inspect.signature(sb3.SAC.__init__).parameters) - {"self", "_init_setup_model"}
+    assert theirs <= fields | set(STABLE_BASELINES3)
 
 
 def test_configs_are_frozen():

@@ -563,10 +563,23 @@ def test_a_checkpoint_without_the_layout_is_as_good(tmp_path: Path, monkeypatch:
     np.testing.assert_array_equal(resumed.predict(observation), model.predict(observation))
 
 
+def test_arguments_of_stable_baselines3_are_answered_in_a_line_each() -> None:
+    arguments = {"learning_rate": 1e-3, "policy": "MlpPolicy", "buffer_size": 10, "verbose": 1, "use_sde": True}
+    with pytest.raises(TypeError) as caught:
+        SAC("Pendulum-v1", **arguments)
+    assert str(caught.value).splitlines() == [
+        "SAC: unknown argument 'learning_rate'; here it is actor_lr, critic_lr and alpha_lr",
+        "SAC: unknown argument 'policy'; here there is one kind of policy, of hidden_sizes and activation",
+        "SAC: unknown argument 'buffer_size'; here it is replay_capacity",
+        "SAC: unknown argument 'verbose'; here it is progress",
+        "SAC: unknown argument 'use_sde'; here there is no state-dependent exploration",
+    ]
+
+
 def test_unknown_arguments_are_refused_with_the_closest_name() -> None:
     with pytest.raises(TypeError, match="unknown argument 'utd_ration'; did you mean utd_ratio"):
         SAC("Pendulum-v1", utd_ration=2)
-    with pytest.raises(TypeError, match="unknown argument 'total_timesteps'"):
+    with pytest.raises(TypeError, match="unknown argument 'total_timesteps'; learn takes it"):
         SAC("Pendulum-v1", total_timesteps=2)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from sacfast._install import advice
+
 LIBRARY = Path(__file__).with_name("_ops.so")
 
 OLDEST_GPU = (8, 0)
@@ -23,10 +25,7 @@ def load() -> None:
             that the processor lacks; the message says what to do.
     """
     if not LIBRARY.exists():
-        raise ImportError(
-            f"sacfast: the native library {LIBRARY.name} is not built; "
-            "run `pip install --no-build-isolation -e .` in the source tree"
-        )
+        raise ImportError(f"sacfast: the native library {LIBRARY.name} is not built; {advice(LIBRARY.stem)}")
     try:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from sacfast import _ext
+from sacfast._install import advice
 
 try:
     from sacfast import _C
 except ImportError as error:
     raise ImportError(
-        f"sacfast: the native module _C is not built for this Python ({error}); "
-        "run `pip install --no-build-isolation --force-reinstall .` in the source tree, or use backend 'reference'"
+        f"sacfast: the native module _C is not built for this Python ({error}); {advice('_C')}; "
+        "or use backend 'reference'"
     ) from error
 
 UpdateSettings = _C.UpdateSettings

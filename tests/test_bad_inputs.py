@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -296,6 +297,7 @@ TABLE: dict[str, dict[str, list[str]]] = {
             HERE + "test_a_library_for_another_torch_is_refused",
             HERE + "test_a_library_that_does_not_load_is_refused",
             HERE + "test_a_library_that_is_not_there_is_refused",
+            HERE + "test_sources_that_hide_an_installed_package_are_named",
             NOISE + "TestCpuLevels::test_a_level_that_does_not_exist_is_refused",
             NOISE + "TestCpuLevels::test_all_levels_agree",
         ],
@@ -691,6 +693,7 @@ def test_a_library_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch,
 
 NO_MODULE = """
 import sys
+import sysconfig
 sys.modules["sacfast.MODULE"] = None
 from sacfast import cli
 sys.exit(cli.main("train --env-id Pendulum-v1 --run-dir /nowhere/run".split()))
@@ -734,6 +737,33 @@ def test_a_native_module_that_is_not_there_is_refused(programs: dict[str, subpro
     assert errors.count("\n") == 1
     assert f"the native module {module} is not built for this Python" in errors
     assert "pip install" in errors
+
+
+@pytest.mark.parametrize(
+    ("missing", "statement"),
+    [
+        (("_ops", "_C", "_collect"), "from sacfast import ops"),
+        (("_ops", "_C", "_collect"), "from sacfast import ReplayBuffer"),
+        (("_C",), "import sacfast; sacfast.make_learner(2, 1)"),
+    ],
+)
+def test_sources_that_hide_an_installed_package_are_named(
+    tmp_path: Path, missing: tuple[str, ...], statement: str
+) -> None:
+    """Python that is started in a clone, after `pip install .`, takes the sources there."""
+    clone, package = tmp_path / "sacfast", ROOT / "sacfast"
+    shutil.copytree(package, clone, ignore=lambda *_: {each.name for each in package.iterdir() if each.suffix == ".so"})
+    for library in package.glob("*.so"):
+        if library.name.partition(".")[0] not in missing:
+            (clone / library.name).symlink_to(library)
+    # -S: without the finder of an editable installation, which gives what the sources lack.
+    command = [sys.executable, "-S", "-c", statement]
+    paths = os.pathsep.join((str(ROOT), sysconfig.get_path("purelib")))
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    said = f"Python has found the sources in {clone} before the package that is installed in {package}: start it in"
+    assert said in done.stderr
 
 
 def test_the_command_refuses_a_cpu_level_in_one_line(programs: dict[str, subprocess.Popen[str]]) -> None:

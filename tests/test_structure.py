@@ -20,7 +20,7 @@ CSRC = ROOT / "csrc"
 # between. None knows another one; what they share is here.
 PARTS = ({"envs"}, {"replay"}, {"learner", "fused", "engines", "reference"}, {"policy"})
 NATIVE = ("_C", "_collect")
-FOUNDATIONS = {"types", "scalars", "config", "devices", "memory", "networks", "ops", "_ext", "collect"}
+FOUNDATIONS = {"types", "scalars", "config", "devices", "memory", "networks", "ops", "_install", "_ext", "collect"}
 # Foundations, from the bottom: each may import only those before it.
 ALLOWED = {
     "types": set(),
@@ -28,8 +28,9 @@ ALLOWED = {
     "config": {"scalars"},
     "devices": set(),
     "memory": set(),
-    "_ext": set(),
-    "collect": {"_collect"},
+    "_install": set(),
+    "_ext": {"_install"},
+    "collect": {"_collect", "_install"},
     "ops": {"_ext"},
     "networks": {"types", "config", "memory", "ops"},
     "checkpoint": set(),

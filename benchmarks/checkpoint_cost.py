@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from sacfast import SAC, checkpoint
+from sacfast import SAC, checkpoint, files
 from sacfast.benchmark import report
 
 ROOT = Path(__file__).parents[1]
@@ -85,7 +85,7 @@ def main() -> int:
         f"file, beside the buffer's {cost['buffer_bytes'] / 1e6:.0f} MB"
     )
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    report.write_json(options.output, {**report.provenance("python -m benchmarks.checkpoint_cost"), **cost})
+    files.write_json(options.output, {**report.provenance("python -m benchmarks.checkpoint_cost"), **cost})
     return 0
 
 

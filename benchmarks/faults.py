@@ -32,7 +32,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from sacfast import SAC, checkpoint, cli
+from sacfast import SAC, checkpoint, cli, files
 from sacfast.benchmark import report
 from sacfast.callbacks import Callback
 
@@ -489,7 +489,7 @@ def main() -> int:
         "wall_seconds": time.perf_counter() - start,
         "rows": [row._asdict() for row in rows],
     }
-    report.write_json(options.output, content)
+    files.write_json(options.output, content)
     return int(any(row.lost for row in rows))
 
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sacfast import files
 from sacfast.benchmark import report
 
 ROOT = Path(__file__).parents[1]
@@ -126,7 +127,7 @@ class Results:
                 "passed": judged >= experiment.threshold if not self.missing() else None,  # None: seeds are missing
                 "seeds": dict(sorted(self._seeds.items(), key=lambda item: int(item[0]))),
             }
-            report.write_json(self.path, content)
+            files.write_json(self.path, content)
 
 
 def as_command(arguments: Sequence[str]) -> str:

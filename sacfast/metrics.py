@@ -16,16 +16,17 @@ import csv
 import errno
 import io
 import json
+import logging
 import math
 import os
 import platform
-import shutil
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from sacfast import checkpoint
+from sacfast import checkpoint, files
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -37,6 +38,15 @@ SUMMARY_FILE = "summary.json"
 CHECKPOINTS = "checkpoints"
 BEST = "best"
 TENSORBOARD = "tensorboard"
+WANDB = "wandb"
+DAMAGED = ".damaged"
+"""What a name ends in that a damaged file was given when a run went on."""
+
+CONFIG_BYTES = 16 * 2**20
+"""Most bytes of a configuration or summary that is read; they have about two thousand."""
+
+LINE_BYTES = 2**20
+"""Most bytes of a line of metrics that is read; they have about a thousand."""
 
 SCHEMA_VERSION = 1
 """Of the files of a run."""
@@ -45,6 +55,9 @@ WANDB_PROJECT = "sacfast"
 """Where runs go on Weights & Biases unless the environment variable WANDB_PROJECT says otherwise."""
 
 _FILES = (CONFIG_FILE, METRICS_FILE, CSV_FILE, SUMMARY_FILE)
+_FOLDERS = (CHECKPOINTS, TENSORBOARD, WANDB)
+_CHECKPOINT = re.compile(rf"(?:{checkpoint.STEP_PREFIX}\d+|{BEST})(?:\.(?:tmp|old|damaged)(?:\.\d+)?)?", re.ASCII)
+_LOG = logging.getLogger(__name__)
 
 SUMMARY_KEYS = (
     "status",  # "completed", "stopped" by a callback, "interrupted", "environment_fault" or "failed"
@@ -110,10 +123,12 @@ class MetricsLogger:
             tensorboard: whether metrics also go to TensorBoard event files.
             wandb: whether they also go to Weights & Biases, as its environment variables say.
             resume_step: go on with the run in `run_dir` after this many transitions: later lines, of work that was
-                lost, are removed; None: a new run. On W&B what follows is a run of its own.
+                lost, are removed; None: a new run. On W&B what follows is a run of its own. A file of metrics with a
+                damaged line is set aside as metrics.jsonl.damaged, and its lines before that are kept.
 
         Raises:
             FileExistsError: `run_dir` already holds a run, `overwrite` is False and nothing is resumed.
+            NotADirectoryError: `run_dir` has a link or a file in the place of a folder that a run writes to.
             ImportError: TensorBoard or W&B was asked for and is not installed.
             TrackingError: W&B was asked for and has refused, for want of an account for example.
         """
@@ -124,6 +139,8 @@ class MetricsLogger:
             return
         if resume_step is None:
             check_run_dir(run_dir, overwrite)
+        for name in _FOLDERS:
+            files.check_folder(run_dir / name)
         writer_class = import_summary_writer() if tensorboard else None
         run_dir.mkdir(parents=True, exist_ok=True)
         if wandb:
@@ -132,7 +149,7 @@ class MetricsLogger:
             _remove_run(run_dir)
         else:
             for name in (SUMMARY_FILE, CSV_FILE):  # the table is made anew with the next line
-                (run_dir / name).unlink(missing_ok=True)
+                files.remove(run_dir / name)
             _cut_metrics(run_dir / METRICS_FILE, resume_step)
         self._latest_step = 0
         self._open_metrics(run_dir)
@@ -143,7 +160,7 @@ class MetricsLogger:
 
     def _open_metrics(self, run_dir: Path) -> None:
         # Unbuffered: a line goes to the system in one call, so a killed process leaves only whole lines.
-        self._file = (run_dir / METRICS_FILE).open("ab", buffering=0)
+        self._file = files.open_regular(run_dir / METRICS_FILE, "ab")
 
     def take_back(self, step: int) -> None:
         """Remove the lines after `step` transitions, which were written because the run was cut short there.
@@ -160,7 +177,7 @@ class MetricsLogger:
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the configuration, JSON-safe; an earlier one is replaced in one step."""
         if self.run_dir is not None:
-            write_json(self.run_dir / CONFIG_FILE, {"schema_version": SCHEMA_VERSION, **config})
+            files.write_json(self.run_dir / CONFIG_FILE, _finite({"schema_version": SCHEMA_VERSION, **config}))
         if self._wandb is not None:
             self._wandb.config.update(dict(config), allow_val_change=True)
 
@@ -172,10 +189,13 @@ class MetricsLogger:
         if self.run_dir is None:
             return
         row = _finite(row)
-        _append(self._file, _to_json(row, indent=None).encode() + b"\n")
+        _append(self._file, json.dumps(row, allow_nan=False).encode() + b"\n")
         self._latest_step = row["step"]
         if not self._table.append(row):
-            self._table.rewrite(_read_rows(self.run_dir / METRICS_FILE))
+            try:
+                self._table.rewrite(_read_rows(self.run_dir / METRICS_FILE))
+            except RunError as error:  # another program has written to the file meanwhile
+                _LOG.warning("%s: not brought up to date: %s", self.run_dir / CSV_FILE, error)
         values = {name: value for name, value in row.items() if name != "step" and value is not None}
         if self._tensorboard is not None:
             for name, value in values.items():
@@ -193,17 +213,26 @@ class MetricsLogger:
         if set(summary) != set(SUMMARY_KEYS):
             raise ValueError(f"summary: expected the keys {sorted(SUMMARY_KEYS)}, got {sorted(summary)}")
         if self.run_dir is not None:
-            write_json(self.run_dir / SUMMARY_FILE, summary)
+            files.write_json(self.run_dir / SUMMARY_FILE, _finite(summary))
         if self._wandb is not None:
             self._wandb.summary.update(dict(summary))
 
     def checkpoint_path(self, step: int) -> Path | None:
-        """Return where the checkpoint after `step` transitions goes; None without a run directory."""
-        return None if self.run_dir is None else self.run_dir / CHECKPOINTS / checkpoint.step_name(step)
+        """Return where the checkpoint after `step` transitions goes; None without a run directory.
+
+        Raises OSError where a link or a file has taken the folder's place.
+        """
+        return self._in_checkpoints(checkpoint.step_name(step))
 
     def best_path(self) -> Path | None:
-        """Return where the best checkpoint goes; None without a run directory."""
-        return None if self.run_dir is None else self.run_dir / CHECKPOINTS / BEST
+        """Return where the best checkpoint goes; None without a run directory. Raises as `checkpoint_path`."""
+        return self._in_checkpoints(BEST)
+
+    def _in_checkpoints(self, name: str) -> Path | None:
+        if self.run_dir is None:
+            return None
+        files.check_folder(self.run_dir / CHECKPOINTS)
+        return self.run_dir / CHECKPOINTS / name
 
     def close(self) -> None:
         """Close the files; calling it again does nothing."""
@@ -243,11 +272,9 @@ class _Table:
         """Write the table anew, of all lines so far."""
         rows = list(rows)
         self._columns = list(dict.fromkeys(name for row in rows for name in row))
-        partial = self._path.with_name(f"{self._path.name}.tmp")
-        partial.write_bytes(self._lines([{name: name for name in self._columns}, *rows]))
-        partial.replace(self._path)
+        files.write_bytes(self._path, self._lines([{name: name for name in self._columns}, *rows]))
         self.close()
-        self._file = self._path.open("ab", buffering=0)
+        self._file = files.open_regular(self._path, "ab")
 
     def close(self) -> None:
         if self._file is not None:
@@ -268,12 +295,30 @@ def read_run(run_dir: Path | str) -> Run:
             that cannot be read.
     """
     run_dir = Path(run_dir)
+    config = read_config(run_dir)
+    path = run_dir / METRICS_FILE
+    if not os.path.lexists(path):
+        raise RunError(f"{path}: expected the metrics of a run, found none")
+    rows = _read_rows(path)
+    if not rows:
+        raise RunError(f"{path}: expected at least one line of metrics, found none")
+    return Run(run_dir, config["train"], config["sac"], rows)
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """Read the configuration of a run: an object whose "train" and "sac" are objects.
+
+    Raises:
+        RunError: no run directory, one of another schema version, or a configuration that cannot be read.
+    """
     path = run_dir / CONFIG_FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise RunError(f"{run_dir}: expected a run directory, which has a {CONFIG_FILE}, found none")
     try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
+        config = json.loads(files.read_bytes(path, CONFIG_BYTES).decode(), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise RunError(f"{path}: expected a file that can be read, got an error: {error}") from error
+    except (ValueError, RecursionError) as error:  # of UTF-8 or of JSON; nested too deep
         raise RunError(f"{path}: expected JSON, got an error: {error}") from error
     # Before the version was recorded, the files had the form of version 1.
     found = config.get("schema_version", 1) if isinstance(config, dict) else None
@@ -281,29 +326,68 @@ def read_run(run_dir: Path | str) -> Run:
         raise RunError(f"{path}: expected a run of schema_version {SCHEMA_VERSION}, got {found}")
     if not all(isinstance(config.get(key), dict) for key in ("train", "sac")):
         raise RunError(f"{path}: expected the objects 'train' and 'sac', got {sorted(config)}")
-    if not (run_dir / METRICS_FILE).is_file():
-        raise RunError(f"{run_dir / METRICS_FILE}: expected the metrics of a run, found none")
-    rows = _read_rows(run_dir / METRICS_FILE)
-    if not rows:
-        raise RunError(f"{run_dir / METRICS_FILE}: expected at least one line of metrics, found none")
-    return Run(run_dir, config["train"], config["sac"], rows)
+    return dict(config)
+
+
+def last_step(run_dir: Path) -> float:
+    """Return the transitions at the last line of a run's metrics; -inf where there is none.
+
+    Raises:
+        RunError: a file or a line that cannot be read.
+    """
+    if not os.path.lexists(run_dir / METRICS_FILE):
+        return -math.inf
+    step = -math.inf
+    for row, _ in _rows(run_dir / METRICS_FILE):
+        step = row["step"]
+    return step
 
 
 def _read_rows(path: Path) -> list[dict[str, float | None]]:
-    rows: list[dict[str, float | None]] = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not (isinstance(row, dict) and all(isinstance(value, int | float | None) for value in row.values())):
-            start = line[:40].decode(errors="replace")
-            raise RunError(f"{path}: line {number}: expected a JSON object of numbers, got {start!r}")
-        if row.get("step") is None or (rows and row["step"] < rows[-1]["step"]):
-            least = f" of at least {rows[-1]['step']}" if rows else ""
-            raise RunError(f"{path}: line {number}: expected a 'step'{least}, got {row.get('step')}")
-        rows.append(row)
-    return rows
+    return [row for row, _ in _rows(path)]
+
+
+def _rows(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Yield every line of metrics, read and as it is written. Raises RunError that names the first damaged line."""
+    step = -math.inf
+    try:
+        with io.BufferedReader(files.open_regular(path, "rb")) as file:
+            for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES + 1), b""), start=1):
+                try:
+                    row = _parse_line(line, step)
+                except ValueError as error:
+                    raise RunError(f"{path}: line {number}: {error}") from error
+                step = row["step"]
+                yield row, line
+    except OSError as error:
+        raise RunError(f"{path}: expected a file that can be read, got an error: {error}") from error
+
+
+def _parse_line(line: bytes, least_step: float) -> dict[str, Any]:
+    """Read a line of metrics. Raises ValueError that says what was expected."""
+    if len(line) > LINE_BYTES:
+        raise ValueError(f"expected at most {LINE_BYTES} bytes, got more")
+    try:
+        row = json.loads(line.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        row = None
+    if not (isinstance(row, dict) and all(map(_is_value, row.values()))):
+        raise ValueError(f"expected a JSON object of numbers, got {line[:40].decode(errors='replace')!r}")
+    if row.get("step") is None or row["step"] < least_step:
+        least = f" of at least {least_step}" if math.isfinite(least_step) else ""
+        raise ValueError(f"expected a 'step'{least}, got {row.get('step')}")
+    return row
+
+
+def _is_value(value: object) -> bool:
+    """Tell whether a float64 can hold what a line of metrics has under a name."""
+    if isinstance(value, int):
+        return abs(value) < 2**63
+    return value is None or isinstance(value, float)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"expected strict JSON, got {name}")
 
 
 def _append(file: io.FileIO, line: bytes) -> None:
@@ -329,50 +413,42 @@ def check_run_dir(run_dir: Path, overwrite: bool) -> None:
         )
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file so that a reader sees the old content or the new, never a part."""
-    partial = path.with_name(f"{path.name}.tmp")
-    with partial.open("w") as file:
-        file.write(_to_json(content, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 def _remove_run(run_dir: Path) -> None:
     """Remove what a run writes, by name, and leave whatever else lies in the directory."""
-    for name in _FILES:
-        for path in (run_dir / name, run_dir / f"{name}.tmp"):
-            path.unlink(missing_ok=True)
-    for path in (run_dir / TENSORBOARD).glob("events.out.tfevents.*"):
-        path.unlink()
-    for pattern in (f"{checkpoint.STEP_PREFIX}*", f"{BEST}*"):
-        for path in (run_dir / CHECKPOINTS).glob(pattern):
-            if checkpoint.is_checkpoint(path) or path.suffix in (".tmp", ".old", ".damaged"):
-                shutil.rmtree(path)
+    written = re.compile("|".join(rf"{re.escape(name)}(?:\.tmp|{DAMAGED}(?:\.\d+)?)?" for name in _FILES), re.ASCII)
+    for name in files.list_folder(run_dir.resolve()):
+        if written.fullmatch(name):
+            files.remove(run_dir / name)
+    for name in files.list_folder(run_dir / TENSORBOARD):
+        if name.startswith("events.out.tfevents."):
+            files.remove(run_dir / TENSORBOARD / name)
+    for name in files.list_folder(run_dir / CHECKPOINTS):
+        path = run_dir / CHECKPOINTS / name
+        if _CHECKPOINT.fullmatch(name) and (checkpoint.is_checkpoint(path) or "." in name):
+            files.remove(path)
     for folder in (run_dir / TENSORBOARD, run_dir / CHECKPOINTS):
-        if folder.is_dir() and not any(folder.iterdir()):
+        if folder.is_dir() and not files.list_folder(folder):
             folder.rmdir()
 
 
 def _cut_metrics(path: Path, step: int) -> None:
-    """Keep the lines up to `step` transitions."""
-    if path.exists():
-        kept = []
-        for line in path.read_text().splitlines(keepends=True):
-            try:
-                if json.loads(line)["step"] > step:
-                    break
-            except (ValueError, KeyError):  # damaged: what follows cannot be trusted either
+    """Keep the lines up to `step` transitions. A file with a damaged one among them is set aside as it is."""
+    kept: list[bytes] = []
+    fault = None
+    try:
+        for row, line in _rows(path):
+            if row["step"] > step:
                 break
-            kept.append(line)
-        partial = path.with_name(f"{path.name}.tmp")
-        partial.write_text("".join(kept))
-        partial.replace(path)
-
-
-def _to_json(content: Mapping[str, Any], indent: int | None) -> str:
-    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+            kept.append(line.removesuffix(b"\n") + b"\n")
+    except RunError as error:
+        fault = error
+    if fault is not None and os.path.lexists(path):
+        aside = files.free_name(path.with_name(path.name + DAMAGED))
+        path.rename(aside)
+        _LOG.warning("%s; the %d lines before it are kept, the whole file is now %s", fault, len(kept), aside)
+    elif fault is not None:
+        _LOG.warning("%s: expected the metrics of the run, found none: a new file is begun", path)
+    files.write_bytes(path, b"".join(kept))
 
 
 def _finite(value: Any) -> Any:

@@ -2,10 +2,12 @@ import csv
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from sacfast import checkpoint, metrics
-from sacfast.metrics import MetricsLogger, TrackingError, read_run
+from sacfast.metrics import MetricsLogger, RunError, TrackingError, read_run
 
 
 def summary(**changes: Any) -> dict[str, Any]:
@@ -369,3 +371,155 @@ def test_wandb_itself_writes_offline(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_versions_name_what_a_result_depends_on() -> None:
     assert set(metrics.versions()) == {"sacfast", "python", "torch", "numpy", "gymnasium", "envpool"}
     assert metrics.versions()["torch"] == torch.__version__
+
+
+# ---- Files that others have written ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["config.json.tmp", "summary.json.tmp", "metrics.csv.tmp", "metrics.jsonl.tmp"])
+@pytest.mark.parametrize("plant", [os.mkfifo, lambda path: path.symlink_to(path.parents[1] / "victim"), Path.mkdir])
+@pytest.mark.parametrize("resume_step", [None, 10])
+def test_what_was_planted_at_a_temporary_name_is_not_written_through(
+    tmp_path: Path, name: str, plant: Callable[[Path], None], resume_step: int | None
+) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 10}\n')
+    plant(tmp_path / "run" / name)
+    logger = MetricsLogger(tmp_path / "run", overwrite=True, resume_step=resume_step)
+    logger.write_config({"train": {}, "sac": {}})
+    logger.log({"step": 20})
+    logger.write_summary(summary())
+    logger.close()
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert rows(tmp_path / "run")[-1] == {"step": 20}
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(metrics._FILES)
+
+
+@pytest.mark.parametrize("name", metrics._FILES)
+def test_a_link_in_the_place_of_a_file_is_not_written_through(tmp_path: Path, name: str) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "victim")
+    logger = MetricsLogger(tmp_path / "run", resume_step=10)
+    logger.write_config({"train": {}, "sac": {}})
+    logger.log({"step": 20})
+    logger.write_summary(summary())
+    logger.close()
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert not (tmp_path / "run" / name).is_symlink()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "wandb"])
+@pytest.mark.parametrize("resume_step", [None, 10])
+def test_a_link_in_the_place_of_a_folder_is_refused(tmp_path: Path, name: str, resume_step: int | None) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(NotADirectoryError, match=f"expected a folder, got a link to .*elsewhere.*{name}"):
+        MetricsLogger(tmp_path / "run", overwrite=True, resume_step=resume_step)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [name]
+
+
+def test_a_folder_that_becomes_a_link_is_refused_while_the_run_goes_on(tmp_path: Path) -> None:
+    logger = MetricsLogger(tmp_path / "run")
+    assert logger.best_path() == tmp_path / "run" / "checkpoints" / "best"
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path)
+    for path in (logger.best_path, lambda: logger.checkpoint_path(3)):
+        with pytest.raises(NotADirectoryError, match="expected a folder, got a link"):
+            path()
+    logger.close()
+
+
+def test_a_run_directory_reached_by_a_link_is_as_good_as_any(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for _ in range(2):
+        logger = MetricsLogger(tmp_path / "link", overwrite=True)
+        logger.log({"step": 1})
+        logger.close()
+    assert rows(tmp_path / "run") == [{"step": 1}]
+
+
+DAMAGES = {
+    "one bad byte": b'{"step": 20, "x": \xff}\n',
+    "deep": b"[" * 100_000 + b"\n",
+    "deep value": b'{"step": 20, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n",
+    "huge line": b'{"step": 20, "x": 1' + b"0" * metrics.LINE_BYTES + b"}\n",
+    "huge number": b'{"step": 20, "x": 1' + b"0" * 400 + b"}\n",
+    "torn": b'{"step": 20',
+    "not a number": b'{"step": 20, "x": NaN}\n',
+    "no step": b'{"x": 1}\n',
+    "an earlier step": b'{"step": 5}\n',
+    "an empty line": b"\n",
+    "NULs": b"\0" * 100,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_line_of_metrics_keeps_no_run_from_going_on(
+    tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    sound = b'{"step": 10, "x": 0.5}\n{"step": 15, "x": 0.25}\n'
+    (tmp_path / "config.json").write_text('{"train": {}, "sac": {}}')
+    for number in (1, 2):
+        written = sound + damage + b'{"step": 30, "x": 0.125}\n'
+        (tmp_path / "metrics.jsonl").write_bytes(written)
+        with pytest.raises(RunError, match=r"metrics\.jsonl: line 3: expected"):
+            read_run(tmp_path)
+        logger = MetricsLogger(tmp_path, resume_step=25)
+        logger.log({"step": 26})
+        logger.close()
+        assert (
+            [row["step"] for row in rows(tmp_path)] == [10, 15, 26] == [row["step"] for row in read_run(tmp_path).rows]
+        )
+        aside = tmp_path / ("metrics.jsonl.damaged" if number == 1 else "metrics.jsonl.damaged.1")
+        assert aside.read_bytes() == written
+        assert "line 3: expected" in caplog.text
+        assert f"the 2 lines before it are kept, the whole file is now {aside}" in caplog.text
+    MetricsLogger(tmp_path, overwrite=True).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_last_line_without_its_end_is_kept_and_given_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 10}\n{"step": 20}')
+    logger = MetricsLogger(tmp_path, resume_step=20)
+    logger.log({"step": 30})
+    logger.close()
+    assert [row["step"] for row in rows(tmp_path)] == [10, 20, 30]
+    assert caplog.text == ""
+
+
+def test_metrics_that_are_missing_are_said_to_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    MetricsLogger(tmp_path, resume_step=20).close()
+    assert "metrics.jsonl: expected the metrics of the run, found none" in caplog.text
+
+
+def test_a_line_that_is_damaged_meanwhile_costs_the_table_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = MetricsLogger(tmp_path)
+    logger.log({"step": 1})
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\n")
+    logger.log({"step": 2, "new": 0.5})
+    logger.log({"step": 3, "new": 0.25})
+    logger.close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b'\xff\n{"step": 2, "new": 0.5}\n{"step": 3, "new": 0.25}\n'
+    assert "metrics.csv: not brought up to date" in caplog.text
+
+
+@pytest.mark.parametrize("damage", [b"\xff", b"[" * 100_000, b"[]", b'{"train": 1}', b" " * (metrics.CONFIG_BYTES + 1)])
+def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(damage)
+    with pytest.raises(RunError, match=r"config\.json: expected"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
+@pytest.mark.parametrize("plant", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
+def test_what_is_no_file_is_not_read(tmp_path: Path, name: str, plant: Callable[[Path], None]) -> None:
+    (tmp_path / "config.json").write_text('{"train": {}, "sac": {}}')
+    (tmp_path / name).unlink(missing_ok=True)
+    plant(tmp_path / name)
+    with pytest.raises(RunError, match=f"{name}: expected a file that can be read"):
+        read_run(tmp_path)

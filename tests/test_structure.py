@@ -33,8 +33,10 @@ ALLOWED = {
     "collect": {"_collect", "_install"},
     "ops": {"_ext"},
     "networks": {"types", "config", "memory", "ops"},
-    "checkpoint": set(),
-    "metrics": {"checkpoint", ""},  # "": the package itself, for its version
+    "files": set(),
+    "checkpoint": {"files"},
+    "metrics": {"checkpoint", "files", ""},  # "": the package itself, for its version
+    "saved": {"checkpoint", "config", "envs", "files", "metrics"},
     "evaluate": {"envs", "scalars", "types"},
     "rollout": {"envs", "types"},
 }

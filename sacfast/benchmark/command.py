@@ -286,12 +286,13 @@ def _require_device(device: str) -> None:
 
 
 def _write(name: str, options: Options, arguments: Sequence[str], rows: list[Any]) -> None:
+    from sacfast import files
     from sacfast.benchmark import report
 
     settings = {key: value for key, value in dataclasses.asdict(options).items() if key != "output"}
     command = shlex.join(["sacfast", "benchmark", name, *arguments])
     content = {"benchmark": name, **report.provenance(command), "settings": settings, "rows": rows}
-    report.write_json(options.output, content)
+    files.write_json(options.output, content)
 
 
 def _where(options: Options) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import subprocess
@@ -81,14 +80,6 @@ def tree_hash(directory: Path) -> bytes:
             entries.append((path.name, mode, path.name, _git_hash(b"blob", path.read_bytes())))
     content = b"".join(mode + b" " + name.encode() + b"\0" + digest for _, mode, name, digest in sorted(entries))
     return _git_hash(b"tree", content)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write strict JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.tmp")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    partial.replace(path)
 
 
 def ops_table(rows: Sequence[Mapping[str, Any]]) -> str:

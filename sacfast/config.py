@@ -278,7 +278,8 @@ class TrainConfig(_Config):
     """Episodes in an evaluation; 0: none."""
     checkpoint_every: int | None = None
     """Transitions from one checkpoint in `run_dir` to the next; each cuts the running episodes, as a time limit would.
-    None: ten full episodes of every environment, at least 100,000; 0: only at the end, or when interrupted."""
+    None: ten full episodes of every environment, at least 100,000; 0: only at the end, or when interrupted, and a
+    resume then makes every step of the environments again."""
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept; beside them the best by evaluation return, without its replay buffer."""
     checkpoint_replay: bool = True

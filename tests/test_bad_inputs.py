@@ -46,7 +46,7 @@ STATE, THREADS = "test_fused_state.py::", "test_fused_threads.py::"
 FUSED, REFERENCE, REPLAY = "test_fused.py::", "test_reference.py::", "test_replay.py::"
 ENVS, TRAINER, CLI = "test_envs.py::", "test_trainer.py::", "test_cli.py::"
 CHECKPOINT, CONFIG, POLICY = "test_checkpoint.py::", "test_config.py::", "test_policy.py::"
-MEMORY = "test_memory.py::"
+MEMORY, INTERRUPT = "test_memory.py::", "test_interrupt.py::"
 
 TABLE: dict[str, dict[str, list[str]]] = {
     "fp16, int or complex where unsupported": {
@@ -339,6 +339,8 @@ TABLE: dict[str, dict[str, list[str]]] = {
         "trainer": [
             TRAINER + "test_ctrl_c_ends_the_run_with_its_files_whole",
             TRAINER + "test_a_second_ctrl_c_does_not_wait",
+            INTERRUPT + "test_stopped_at_any_step_and_resumed_it_is_the_whole_run",
+            INTERRUPT + "test_stopped_between_the_updates_of_a_step",
         ],
         "cli": [CLI + "test_ctrl_c_ends_the_command_with_its_files_whole"],
     },
@@ -349,6 +351,7 @@ TABLE: dict[str, dict[str, list[str]]] = {
             CHECKPOINT + "test_a_missing_file_is_refused_by_name",
             CHECKPOINT + "test_another_schema_is_refused",
             CHECKPOINT + "test_a_pickle_is_never_opened",
+            INTERRUPT + "test_a_log_of_actions_of_another_form_is_refused",
             TRAINER + "test_a_checkpoint_that_is_none_is_refused",
         ],
         "cli": [CLI + "test_bad_usage_is_one_line_that_says_what_is_allowed"],

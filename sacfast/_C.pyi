@@ -48,6 +48,10 @@ class UpdateCounters:
 
 class _Engine:
     def __init__(self, settings: UpdateSettings) -> None: ...
+    @staticmethod
+    def bytes(settings: UpdateSettings, threads: int) -> int:
+        """Return how much memory an engine takes, with so many threads."""
+
     @property
     def counters(self) -> UpdateCounters: ...
     def update(

@@ -93,6 +93,17 @@ def check_device(device: torch.device, dtype: torch.dtype) -> None:
         raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
 
 
+def engine_bytes(settings: _C.UpdateSettings, device: torch.device, dtype: torch.dtype) -> int:
+    """Return how much of the device's memory `make_engine` and the updates take."""
+    if device.type == "cuda":
+        return int((_C.GpuEngine32 if dtype == torch.float32 else _C.GpuEngine64).bytes(settings, 1))
+    return (_C.Engine32 if dtype == torch.float32 else _C.Engine64).bytes(settings, _most_threads(settings))
+
+
+def _most_threads(settings: _C.UpdateSettings) -> int:
+    return min(usable_cores(), settings.batch_size)
+
+
 def make_engine(settings: _C.UpdateSettings, device: torch.device, dtype: torch.dtype) -> Engine:
     """Build the engine for a device that `check_device` lets pass.
 
@@ -109,7 +120,7 @@ class CpuEngine:
         engine_type = _C.Engine32 if dtype == torch.float32 else _C.Engine64
         self._engine = engine_type(settings)
         self._settings = settings
-        self._limit = min(usable_cores(), settings.batch_size)
+        self._limit = _most_threads(settings)
 
     @property
     def counters(self) -> _C.UpdateCounters:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sacfast.config import SACConfig
 from sacfast.devices import with_index
-from sacfast.engines import METRICS, GpuEngines, UpdateSettings, Work, check_device, make_engine
+from sacfast.engines import METRICS, GpuEngines, UpdateSettings, Work, check_device, engine_bytes, make_engine
 from sacfast.learner import (
     LearnerGroup,
     Replay,
@@ -31,7 +31,7 @@ from sacfast.learner import (
     outcome_of,
     random_start,
 )
-from sacfast.networks import Actor, build_networks
+from sacfast.networks import Actor, build_networks, check_learner_fits, network_bytes
 from sacfast.types import Batch, Metrics
 
 INDEX_WORDS_PER_CALL = 2**22
@@ -104,11 +104,12 @@ class FusedLearner:
             check_float32(config, f"with {dtype} on {self.device}")
         self._steps_per_call = min(QUEUED_PER_CALL, _most_steps(config)) if self.device.type == "cuda" else 1
         generator, noise_seed = random_start(seed)
+        settings = self._checked_settings(dtype)
         self._turn = Turn()
         self._networks = build_networks(observation_dim, action_dim, config, self.device, dtype, generator)
         self._reported = torch.tensor([METRICS.index(name) for name in self.metric_names], device=self.device)
         try:
-            self._engine = make_engine(_settings(observation_dim, action_dim, config), self.device, dtype)
+            self._engine = make_engine(settings, self.device, dtype)
         except MemoryError:
             raise MemoryError(
                 f"hidden_sizes {config.hidden_sizes} with batch_size {config.batch_size}: no memory left for the "
@@ -119,6 +120,17 @@ class FusedLearner:
         counters = self._engine.counters
         counters.noise_state = (noise_seed, 0)
         counters.log_alpha = math.log(config.initial_alpha) if config.alpha == "auto" else 0.0
+
+    def _checked_settings(self, dtype: torch.dtype) -> UpdateSettings:
+        """Return the engine's settings; ValueError when networks and engine do not fit in the device's memory."""
+        sizes = self.observation_dim, self.action_dim, self.config
+        networks, _ = network_bytes(*sizes, dtype)
+        # The least first: sizes far beyond any memory are no settings of the engine.
+        least = networks + 3 * self.config.batch_size * (self.observation_dim + self.action_dim) * dtype.itemsize
+        check_learner_fits(*sizes, least, self.device)
+        settings = _settings(*sizes)
+        check_learner_fits(*sizes, networks + engine_bytes(settings, self.device, dtype), self.device)
+        return settings
 
     @property
     def actor(self) -> Actor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +26,22 @@ def free_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     lines = Path("/proc/meminfo").read_text().splitlines()
     available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    return min(available, *_cgroup_headroom(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup").read_text()))
+    return int(
+        min(
+            available,
+            _address_headroom(),
+            *_cgroup_headroom(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup").read_text()),
+        )
+    )
+
+
+def _address_headroom() -> float:
+    """Return how many bytes more this process may map: by its RLIMIT_AS (ulimit -v), if it has one."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return math.inf
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    return max(0, limit - mapped)
 
 
 def _cgroup_headroom(root: Path, membership: str) -> Iterator[int]:

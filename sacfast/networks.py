@@ -225,9 +225,8 @@ def build_networks(
 ) -> dict[str, FlatNetwork]:
     """Draw the networks of one agent by name: actor, critic and target_critic; v1: actor, critic, value, target_value.
 
-    A target starts as a copy of what it follows. Raises ValueError for sizes that cannot fit in memory.
+    A target starts as a copy of what it follows. `check_learner_fits` comes first: here nothing is refused.
     """
-    _check_memory(observation_dim, action_dim, config, torch.device(device), dtype)
     built = (config.hidden_sizes, config.activation, device, dtype, generator)
     networks: dict[str, FlatNetwork] = {
         "actor": Actor(observation_dim, action_dim, *built),
@@ -243,10 +242,8 @@ def build_networks(
     return networks
 
 
-def _check_memory(
-    observation_dim: int, action_dim: int, config: SACConfig, device: torch.device, dtype: torch.dtype
-) -> None:
-    """Refuse sizes for which the least that a learner holds is too much."""
+def network_bytes(observation_dim: int, action_dim: int, config: SACConfig, dtype: torch.dtype) -> tuple[int, int]:
+    """Return what `build_networks` takes, with the gradients, and the part of it that an optimiser steps."""
 
     def parameters(inputs: int, outputs: int) -> int:
         return sum((i + 1) * o for i, o in pairwise([inputs, *config.hidden_sizes, outputs]))
@@ -254,11 +251,15 @@ def _check_memory(
     critics = 2 * parameters(observation_dim + action_dim, 1)
     value = parameters(observation_dim, 1) if config.value_network else 0
     online = parameters(observation_dim, 2 * action_dim) + critics + value
-    numbers = 4 * online + (value or critics)  # each with its gradient and two moments; the targets
-    numbers += 3 * config.batch_size * sum(config.hidden_sizes)  # what the actor and both critics keep for backward
+    return 2 * (online + (value or critics)) * dtype.itemsize, online * dtype.itemsize
+
+
+def check_learner_fits(
+    observation_dim: int, action_dim: int, config: SACConfig, needed: int, device: torch.device
+) -> None:
+    """Raise ValueError when a learner of these sizes, which takes `needed` bytes, is too much for the device."""
     what = f"hidden_sizes: {config.hidden_sizes} with {observation_dim} observations, {action_dim} actions and "
-    what += f"batch_size {config.batch_size}"
-    check_fits(what, numbers * dtype.itemsize, device)
+    check_fits(what + f"batch_size {config.batch_size}", needed, device)
 
 
 class _ScalarFunction(nn.Module):

@@ -50,7 +50,7 @@ from sacfast.learner import (
     metric_names,
     random_start,
 )
-from sacfast.networks import Actor, TwinCritic, ValueNetwork, build_networks
+from sacfast.networks import Actor, TwinCritic, ValueNetwork, build_networks, check_learner_fits, network_bytes
 from sacfast.ops.polyak import polyak_update_reference_
 from sacfast.ops.tanh_gaussian import tanh_gaussian_rsample_reference
 from sacfast.ops.twin_q import twin_q_target_reference
@@ -99,6 +99,7 @@ class ReferenceLearner:
 
     def _build_networks(self, device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> None:
         config = self.config
+        self._check_fits(device, dtype)
         networks = build_networks(self.observation_dim, self.action_dim, config, device, dtype, generator)
         self._networks = networks
         self.critic = cast(TwinCritic, networks["critic"])
@@ -115,6 +116,15 @@ class ReferenceLearner:
         }
         if config.value_network:
             self._optimizers["value"] = _adam(self.value.flat, config.value_lr, config)
+
+    def _check_fits(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Raise ValueError when the least that updates hold at a time is too much for the device's memory."""
+        observation_dim, action_dim, config = self.observation_dim, self.action_dim, self.config
+        networks, stepped = network_bytes(observation_dim, action_dim, config, dtype)
+        # Of a transition: its row; (x, a~), and what the actor and both critics keep of it for backward.
+        kept = 3 * observation_dim + 2 * action_dim + 2 + 3 * sum(config.hidden_sizes)
+        needed = networks + 2 * stepped + config.batch_size * kept * dtype.itemsize
+        check_learner_fits(observation_dim, action_dim, config, needed, device)
 
     def _build_temperature(self, dtype: torch.dtype) -> None:
         config = self.config

@@ -27,9 +27,10 @@ import numpy as np
 import pytest
 import torch
 from learner_cases import OPTIONS, A, B, O, assert_states_equal, make_config, random_batch, random_noise, random_replay
+from test_fused_threads import allocated_bytes
 from torch import Tensor
 
-from sacfast import SAC, ReplayBuffer, _ext, cli, memory, ops
+from sacfast import _C, SAC, ReplayBuffer, _ext, cli, engines, fused, memory, networks, ops
 from sacfast.fused import FusedLearner
 from sacfast.ops.tanh_gaussian import tanh_gaussian_log_prob_reference
 from sacfast.policy import Policy
@@ -288,6 +289,10 @@ TABLE: dict[str, dict[str, list[str]]] = {
         "learner": [
             HERE + "test_a_learner_that_cannot_fit_is_refused",
             HERE + "test_a_learner_that_does_not_fit_after_all_says_so",
+            HERE + "test_what_an_engine_is_said_to_take_is_what_it_takes",
+            HERE + "test_a_native_engine_refuses_sizes_that_no_memory_has",
+            HERE + "test_a_native_engine_refuses_sizes_whose_sum_overflows",
+            MEMORY + "test_an_address_space_limit_counts",
         ],
         "trainer": [TRAINER + "test_another_failure_is_recorded_too"],
         "cli": [HERE + "test_the_command_refuses_in_one_line"],
@@ -1083,8 +1088,12 @@ def test_a_learner_that_cannot_fit_is_refused(kind: type[Learner], monkeypatch: 
         options = {"replay_capacity": 10**13, **options}
         with pytest.raises(ValueError, match=r"hidden_sizes: .* need \d+\.\d\d GB, but cpu has \d+\.\d\d GB free"):
             kind(O, A, make_config(options))
-    # Parameters, by hand: actor 5*2 + 3*6, each critic 8*2 + 3; then 3 networks of 2 units for a batch of 16.
-    needed = 4 * (4 * (28 + 2 * 19) + 2 * 19 + 3 * 16 * 2)
+    # Parameters, by hand: actor 5*2 + 3*6, each critic 8*2 + 3. Networks and targets have gradients.
+    of_networks = 4 * 2 * (28 + 4 * 19)
+    if kind is FusedLearner:
+        needed = of_networks + engines.engine_bytes(settings_of(hidden_sizes=(2,)), torch.device("cpu"), torch.float32)
+    else:  # two moments; of a transition its row, (x, a~), and 3 networks' 2 units
+        needed = of_networks + 4 * (2 * (28 + 2 * 19) + 16 * (13 + 7 + 3 * 2))
     monkeypatch.setattr(memory, "free_memory", lambda device: needed)
     kind(O, A, make_config(hidden_sizes=(2,)))
     monkeypatch.setattr(memory, "free_memory", lambda device: needed - 1)
@@ -1092,11 +1101,54 @@ def test_a_learner_that_cannot_fit_is_refused(kind: type[Learner], monkeypatch: 
         kind(O, A, make_config(hidden_sizes=(2,)))
 
 
+def settings_of(**options: Any) -> Any:
+    return fused._settings(O, A, make_config(options))
+
+
+@pytest.mark.parametrize(
+    ("observation_dim", "options"),
+    [(O, {"batch_size": 200_000}), (100_000, {}), (O, {"hidden_sizes": (1000, 1000)}), (O, OPTIONS["v1"])],
+    ids=["rows", "observations", "units", "v1"],
+)
+def test_what_an_engine_is_said_to_take_is_what_it_takes(observation_dim: int, options: dict[str, Any]) -> None:
+    """Beside what it takes however small it is: stacks of threads, and what Python needs to speak to it."""
+    config = make_config(options)
+    settings = fused._settings(observation_dim, A, config)
+    rows = torch.zeros(1, 2 * observation_dim + A + 2)
+    index = torch.zeros(1, config.batch_size, dtype=torch.int64)
+    actor = torch.zeros(networks.Actor(observation_dim, A, config.hidden_sizes).flat.shape)
+    before = allocated_bytes()
+    engine = engines.CpuEngine(settings, torch.float32)
+    engine.threads = lambda: 2  # type: ignore[method-assign]
+    engine.run(rows, index, None, None, actor, torch.zeros(len(engines.METRICS), dtype=torch.float64))
+    taken = allocated_bytes() - before
+    expected = _C.Engine32.bytes(settings, 2)
+    assert 0 <= taken - expected < 3e6
+
+
+@pytest.mark.parametrize("name", ["observation_dim", "action_dim", "batch_size", "hidden_sizes"])
+@pytest.mark.parametrize("size", [2**30 + 1, 2**60, 2**62, -1])
+def test_a_native_engine_refuses_sizes_that_no_memory_has(name: str, size: int) -> None:
+    settings = settings_of()
+    setattr(settings, name, [size] if name == "hidden_sizes" else size)
+    for build in (_C.Engine32, lambda settings: _C.Engine64.bytes(settings, 1)):
+        with pytest.raises(ValueError, match=rf"^{name}: expected an int in \[1, 1073741824\], got {size}$"):
+            build(settings)
+
+
+def test_a_native_engine_refuses_sizes_whose_sum_overflows() -> None:
+    settings = settings_of()
+    settings.hidden_sizes = [2**30] * 8
+    for build in (_C.Engine32, lambda settings: _C.Engine64.bytes(settings, 1)):
+        with pytest.raises(ValueError, match="sizes: expected those of a learner whose memory has addresses"):
+            build(settings)
+
+
 def test_a_learner_that_does_not_fit_after_all_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an engine that finds no memory throws arrives as MemoryError: bad_alloc, as pybind11 translates it."""
     monkeypatch.setattr(memory, "free_memory", lambda device: 2**80)
-    options = {"hidden_sizes": (8,), "batch_size": 2**45, "replay_capacity": 2**45}  # beyond any address space
-    with pytest.raises(MemoryError, match=r"hidden_sizes \(8,\) with batch_size 35184372088832: no memory left"):
+    options = {"hidden_sizes": (2**20,), "batch_size": 2**30, "replay_capacity": 2**30}  # beyond any address space
+    with pytest.raises(MemoryError, match=r"hidden_sizes \(1048576,\) with batch_size 1073741824: no memory left"):
         FusedLearner(O, A, make_config(options))
 
 

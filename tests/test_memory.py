@@ -1,5 +1,8 @@
 """What a process can still take is the least of all limits above it."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -56,3 +59,27 @@ def test_a_group_beyond_its_limit_has_nothing_free(tmp_path):
 
 def test_without_limits_control_groups_say_nothing(tmp_path):
     assert list(memory._cgroup_headroom(tmp_path, "4:memory:/a\n0::/\n")) == []
+
+
+LIMITED = """
+import resource, torch
+from sacfast import memory
+mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+before = memory.free_memory(torch.device("cpu"))
+resource.setrlimit(resource.RLIMIT_AS, (mapped + 10**8, resource.getrlimit(resource.RLIMIT_AS)[1]))
+after = memory.free_memory(torch.device("cpu"))
+print(before > 10**8, 0 < after <= 10**8)
+"""
+
+
+def test_an_address_space_limit_counts() -> None:
+    """What it leaves is less than what the machine has free."""
+    root = Path(__file__).resolve().parents[1]
+    result = subprocess.run(
+        [sys.executable, "-c", LIMITED],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == "True True\n"

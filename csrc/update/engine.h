@@ -140,8 +140,15 @@ std::int64_t cuda_engine_bytes(const UpdateSettings& settings, int learners);
 template <class T>
 std::unique_ptr<QueuedEngine<T>> make_cuda_engine(const UpdateSettings& settings, int learners, void* memory);
 
-#define SACFAST_ENGINE_CPU(T) \
-  SACFAST_DECLARE_CPU(void make_engine(const UpdateSettings& settings, std::unique_ptr<UpdateEngine<T>>& engine))
+// What an engine of T takes of the host's memory.
+template <class T>
+struct EngineBytes {
+  std::int64_t engine, actor;  // the actor: its parameters alone
+};
+
+#define SACFAST_ENGINE_CPU(T)                                                                                     \
+  SACFAST_DECLARE_CPU(void make_engine(const UpdateSettings& settings, std::unique_ptr<UpdateEngine<T>>& engine)) \
+  SACFAST_DECLARE_CPU(void count_bytes(const UpdateSettings& settings, int threads, EngineBytes<T>& bytes))
 SACFAST_ENGINE_CPU(float)
 SACFAST_ENGINE_CPU(double)
 #undef SACFAST_ENGINE_CPU

@@ -24,6 +24,13 @@ class CpuEngine final : public UpdateEngine<T> {
  public:
   explicit CpuEngine(const UpdateSettings& settings) : state_(settings) {}
 
+  static EngineBytes<T> bytes(const UpdateSettings& settings, int threads) {
+    const UpdateState<T> counted(settings, false);
+    const std::int64_t workers = product_of_sizes(Worker<T>::bytes(), threads);
+    return {sum_of_sizes(counted.bytes(), sum_of_sizes(Job<T>::bytes(counted, threads), workers)),
+            product_of_sizes(counted.network(Network::kActor).shape.parameters, sizeof(T))};
+  }
+
   UpdateOutcome update(const UpdateWork<T>& work) override {
     check_process();
     const Claim claim(*this);
@@ -134,6 +141,9 @@ class CpuEngine final : public UpdateEngine<T> {
 #define SACFAST_DEFINE(T)                                                                      \
   void make_engine(const UpdateSettings& settings, std::unique_ptr<UpdateEngine<T>>& engine) { \
     engine = std::make_unique<CpuEngine<T>>(settings);                                         \
+  }                                                                                            \
+  void count_bytes(const UpdateSettings& settings, int threads, EngineBytes<T>& bytes) {       \
+    bytes = CpuEngine<T>::bytes(settings, threads);                                            \
   }
 SACFAST_DEFINE(float)
 SACFAST_DEFINE(double)

@@ -31,7 +31,7 @@ class GpuEngine final : public QueuedEngine<T> {
  public:
   // Bytes of GPU memory that `learners` take together.
   static std::int64_t bytes(const UpdateSettings& settings, int learners) {
-    return GpuState<T>(settings, nullptr).bytes() * learners;
+    return product_of_sizes(GpuState<T>(settings, nullptr).bytes(), learners);
   }
 
   // `memory` holds zeros, and stays the caller's.

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "../core/sizes.h"
 #include "kernels.h"
 
 namespace sacfast::SACFAST_ISA {
@@ -21,7 +22,8 @@ class Carver {
   template <class T>
   T* take(std::int64_t count) {
     T* piece = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
-    used_ += (count * static_cast<std::int64_t>(sizeof(T)) + kLine - 1) / kLine * kLine;
+    const std::int64_t bytes = product_of_sizes(count, sizeof(T));
+    used_ = sum_of_sizes(used_, sum_of_sizes(bytes, kLine - 1) / kLine * kLine);
     return piece;
   }
   std::int64_t used() const { return used_; }
@@ -101,9 +103,9 @@ struct GpuState {
     std::vector<DenseLayer> layers;
     std::int64_t offset = 0;
     for (std::size_t i = 0; i + 1 < sizes.size(); ++i) {
-      const std::int64_t bias = offset + sizes[i] * sizes[i + 1];
+      const std::int64_t bias = sum_of_sizes(offset, product_of_sizes(sizes[i], sizes[i + 1]));
       layers.push_back({sizes[i], sizes[i + 1], offset, bias});
-      offset = bias + sizes[i + 1];
+      offset = sum_of_sizes(bias, sizes[i + 1]);
     }
     return layers;
   }

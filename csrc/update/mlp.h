@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../core/panels.h"
+#include "../core/sizes.h"
 
 namespace sacfast::SACFAST_ISA {
 
@@ -31,9 +32,9 @@ struct MlpShape {
     for (std::size_t i = 0; i + 1 < sizes.size(); ++i) {
       const Layer layer{sizes[i], sizes[i + 1], scalar_head && i + 2 == sizes.size(), elements};
       layers.push_back(layer);
-      parameters += layer.outputs * (layer.inputs + 1);
-      elements += layer.scalar ? panel_elements<T>(1, layer.inputs) + kPanel<T>
-                               : panel_elements<T>(layer.inputs + 1, layer.outputs);
+      parameters = sum_of_sizes(parameters, product_of_sizes(layer.outputs, layer.inputs + 1));
+      elements = sum_of_sizes(elements, layer.scalar ? panel_elements<T>(1, layer.inputs) + kPanel<T>
+                                                     : panel_elements<T>(layer.inputs + 1, layer.outputs));
     }
   }
 

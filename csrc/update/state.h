@@ -8,6 +8,7 @@
 #include <new>
 #include <vector>
 
+#include "../core/sizes.h"
 #include "engine.h"
 #include "mlp.h"
 
@@ -18,9 +19,10 @@ class Arena {
  public:
   template <class T>
   T* take(std::int64_t count) {
-    T* piece = reinterpret_cast<T*>(base_ + used_);
-    used_ += (static_cast<std::size_t>(count) * sizeof(T) + kLine - 1) / kLine * kLine;
-    return base_ == nullptr ? nullptr : piece;
+    T* piece = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
+    const std::int64_t bytes = product_of_sizes(count, sizeof(T));
+    used_ = sum_of_sizes(used_, sum_of_sizes(bytes, kLine - 1) / kLine * kLine);
+    return piece;
   }
 
   template <class T>
@@ -33,9 +35,12 @@ class Arena {
     return panels(take<T>(panel_elements<T>(padded, cols)), padded);
   }
 
+  // What `reserve` would take.
+  std::int64_t bytes() const { return sum_of_sizes(used_, kHugePage - 1) / kHugePage * kHugePage; }
+
   // Reserves what was taken so far, and starts from the beginning.
   void reserve() {
-    const std::size_t bytes = (used_ + kHugePage - 1) / kHugePage * kHugePage;
+    const auto bytes = static_cast<std::size_t>(this->bytes());
     base_ = static_cast<char*>(std::aligned_alloc(kHugePage, bytes));
     if (base_ == nullptr) throw std::bad_alloc();
     madvise(base_, bytes, MADV_HUGEPAGE);  // a product walks many pages; a refusal costs speed only
@@ -49,9 +54,9 @@ class Arena {
   ~Arena() { std::free(base_); }
 
  private:
-  static constexpr std::size_t kLine = 64, kHugePage = std::size_t{2} << 20;
+  static constexpr std::int64_t kLine = 64, kHugePage = std::int64_t{2} << 20;
   char* base_ = nullptr;
-  std::size_t used_ = 0;
+  std::int64_t used_ = 0;
 };
 
 // A network that is learned. The first update of a call reads one buffer of each pair and writes the other one, in
@@ -117,7 +122,8 @@ struct UpdateState {
   Activations<T> next_activations;       // of the actor on x'
   Activations<T> target_activations[2];  // of the targets; the heads are next_q1 and next_q2
 
-  explicit UpdateState(const UpdateSettings& wanted)
+  // With no memory of its own it only counts what it needs: see `bytes`.
+  explicit UpdateState(const UpdateSettings& wanted, bool has_memory = true)
       : settings(wanted), batch(wanted.batch_size), observations(wanted.observation_dim), actions(wanted.action_dim) {
     const std::int64_t pair = observations + actions;
     network(Network::kActor).shape = {observations, settings.hidden_sizes, 2 * actions, false};
@@ -127,9 +133,13 @@ struct UpdateState {
     }
     if (settings.value_network) network(Network::kValue).shape = {observations, settings.hidden_sizes, 1, true};
     lay_out();
+    bytes_ = arena_.bytes();
+    if (!has_memory) return;
     arena_.reserve();
     lay_out();
   }
+
+  std::int64_t bytes() const { return bytes_; }
 
   LearnedNetwork<T>& network(Network name) { return networks[static_cast<int>(name)]; }
   const LearnedNetwork<T>& network(Network name) const { return networks[static_cast<int>(name)]; }
@@ -230,6 +240,7 @@ struct UpdateState {
   }
 
   Arena arena_;
+  std::int64_t bytes_ = 0;
 };
 
 }  // namespace sacfast::SACFAST_ISA

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 
 #include "engine.h"
@@ -38,16 +39,21 @@ Precision precision_of(const std::string& name) {
 }
 
 void check_settings(const UpdateSettings& settings) {
-  const auto positive = [](const char* name, std::int64_t value) {
-    if (value < 1) {
-      throw std::invalid_argument(std::string(name) + ": expected an int >= 1, got " + std::to_string(value));
-    }
+  constexpr std::int64_t most_size = 1 << 30;  // the product of two has room for padding
+  const auto check = [](const char* name, std::int64_t value, std::int64_t most) {
+    if (value >= 1 && value <= most) return;
+    throw std::invalid_argument(std::string(name) + ": expected an int in [1, " + std::to_string(most) + "], got " +
+                                std::to_string(value));
   };
-  positive("observation_dim", settings.observation_dim);
-  positive("action_dim", settings.action_dim);
-  positive("batch_size", settings.batch_size);
-  positive("target_update_interval", settings.target_update_interval);
-  for (const std::int64_t units : settings.hidden_sizes) positive("hidden_sizes", units);
+  check("observation_dim", settings.observation_dim, most_size);
+  check("action_dim", settings.action_dim, most_size);
+  check("batch_size", settings.batch_size, most_size);
+  check("target_update_interval", settings.target_update_interval, std::numeric_limits<std::int64_t>::max());
+  for (const std::int64_t units : settings.hidden_sizes) check("hidden_sizes", units, most_size);
+}
+
+void check_threads(int threads) {
+  if (threads < 1) throw std::invalid_argument("threads: expected an int >= 1, got " + std::to_string(threads));
 }
 
 bool has_network(const UpdateSettings& settings, Network network) {
@@ -96,6 +102,14 @@ class Engine {
     shown_.resize(static_cast<std::size_t>(engine_->parameter_count(Network::kActor)));
   }
 
+  static std::int64_t bytes(const UpdateSettings& settings, int threads) {
+    check_settings(settings);
+    check_threads(threads);
+    EngineBytes<T> bytes{};
+    SACFAST_CALL_CPU(count_bytes, settings, threads, bytes);
+    return bytes.engine + bytes.actor;  // shown_
+  }
+
   // Takes the actor's parameters from `actor` [P], where the caller has them, if they were written to since `update`
   // or `write` left them. Bytes are compared: a NaN, too, is a change.
   void adopt(const Array<T>& actor) {
@@ -125,7 +139,7 @@ class Engine {
                                                   static_cast<py::ssize_t>(settings_.action_dim)};
     if (next_noise) work.next_noise = checked("next_noise", *next_noise, noise_shape);
     if (noise) work.noise = checked("noise", *noise, noise_shape);
-    if (threads < 1) throw std::invalid_argument("threads: expected an int >= 1, got " + std::to_string(threads));
+    check_threads(threads);
     work.threads = threads;
     std::copy_n(checked("metrics", metrics, {kMetrics}), kMetrics, work.metrics);
     T* const shown = actor.mutable_data();
@@ -178,6 +192,7 @@ void define_engine(py::module_& module, const char* name) {
       .def("update", &Engine<T>::update, py::arg("rows").noconvert(), py::arg("index").noconvert(), py::arg("threads"),
            py::arg("actor").noconvert(), py::arg("metrics").noconvert(), py::arg("next_noise").noconvert() = py::none(),
            py::arg("noise").noconvert() = py::none())
+      .def_static("bytes", &Engine<T>::bytes, py::arg("settings"), py::arg("threads"))
       .def("adopt", &Engine<T>::adopt, py::arg("actor").noconvert())
       .def("read", &Engine<T>::read, py::arg("network"), py::arg("part"), py::arg("into").noconvert())
       .def("write", &Engine<T>::write, py::arg("network"), py::arg("part"), py::arg("values").noconvert())
@@ -186,7 +201,7 @@ void define_engine(py::module_& module, const char* name) {
 }
 
 double measured_fma_peak(int threads, double seconds) {
-  if (threads < 1) throw std::invalid_argument("threads: expected an int >= 1, got " + std::to_string(threads));
+  check_threads(threads);
   const py::gil_scoped_release released;
   double flop_per_second = 0;
   SACFAST_CALL_CPU(fma_peak, threads, seconds, flop_per_second);

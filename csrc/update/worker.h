@@ -62,19 +62,39 @@ std::int64_t most_together(std::int64_t panels, std::int64_t input_elements, int
   return std::clamp<std::int64_t>(panels / threads, 1, kMostTogether);
 }
 
-// The units of some networks, the largest first.
-template <class T>
-std::vector<Unit> units_of(const UpdateState<T>& state, std::initializer_list<Network> networks, int threads) {
-  std::vector<Unit> units;
+// Calls visit(network, layer, its panels, the most of them in a unit) for every layer of some networks.
+template <class T, class Visit>
+void for_each_layer(const UpdateState<T>& state, std::initializer_list<Network> networks, int threads,
+                    const Visit& visit) {
   for (const Network network : networks) {
     const std::vector<Layer>& layers = state.network(network).shape.layers;
     for (std::size_t i = 0; i < layers.size(); ++i) {
       const std::int64_t panels = layers[i].scalar ? 1 : panel_count<T>(layers[i].outputs);
-      const std::int64_t most = most_together<T>(panels, state.batch * layers[i].inputs, threads);
-      for_each_piece(0, panels, most,
-                     [&](std::int64_t panel, std::int64_t count) { units.push_back({network, i, panel, count}); });
+      visit(network, i, panels, most_together<T>(panels, product_of_sizes(state.batch, layers[i].inputs), threads));
     }
   }
+}
+
+template <class T>
+std::int64_t unit_count(const UpdateState<T>& state, std::initializer_list<Network> networks, int threads) {
+  std::int64_t count = 0;
+  for_each_layer(state, networks, threads, [&](Network, std::size_t, std::int64_t panels, std::int64_t most) {
+    count = sum_of_sizes(count, cut(panels, most).pieces);
+  });
+  return count;
+}
+
+// The units of some networks, the largest first.
+template <class T>
+std::vector<Unit> units_of(const UpdateState<T>& state, std::initializer_list<Network> networks, int threads) {
+  std::vector<Unit> units;
+  units.reserve(static_cast<std::size_t>(unit_count(state, networks, threads)));
+  for_each_layer(state, networks, threads,
+                 [&](Network network, std::size_t layer, std::int64_t panels, std::int64_t most) {
+                   for_each_piece(0, panels, most, [&](std::int64_t panel, std::int64_t count) {
+                     units.push_back({network, layer, panel, count});
+                   });
+                 });
   const auto products = [&state](const Unit& unit) {
     const Layer& layer = state.network(unit.network).shape.layers[unit.layer];
     return layer.inputs *
@@ -106,9 +126,14 @@ struct Block {
   std::int64_t row, rows, panel, panels;
 };
 
+inline std::int64_t block_count(Rows of, std::int64_t panels_of_all) {
+  return product_of_sizes(cut(of.count(), kRowBlock).pieces, cut(panels_of_all, kBlockPanels).pieces);
+}
+
 // The blocks of a product of some rows. They are many, so that the last one done keeps nobody waiting for long.
 inline std::vector<Block> blocks_of(Rows of, std::int64_t panels_of_all) {
   std::vector<Block> blocks;
+  blocks.reserve(static_cast<std::size_t>(block_count(of, panels_of_all)));
   for_each_piece(of.begin, of.end, kRowBlock, [&](std::int64_t row, std::int64_t rows) {
     for_each_piece(0, panels_of_all, kBlockPanels,
                    [&](std::int64_t panel, std::int64_t panels) { blocks.push_back({row, rows, panel, panels}); });
@@ -188,11 +213,20 @@ struct Job {
         critic_units{Queue(units_of(of, {Network::kQ1}, count)), Queue(units_of(of, {Network::kQ2}, count))},
         actor_units(units_of(of, {Network::kActor, Network::kValue}, count)),
         bad_tensors(static_cast<std::size_t>(count)) {
-    const MlpShape<T>& actor = of.network(Network::kActor).shape;
-    const std::int64_t panels = actor.hidden() == 0 ? 0 : panel_count<T>(actor.layers[0].outputs);
     for (int thread = 0; thread < count; ++thread) {
-      first_hidden_deltas.emplace_back(blocks_of(shared_part(share_of(of.batch, thread, count), count), panels));
+      first_hidden_deltas.emplace_back(blocks_of(shared_rows(of, thread, count), shared_panels(of)));
     }
+  }
+
+  // Of the memory that `threads` threads have beside the state: what grows with the sizes.
+  static std::int64_t bytes(const UpdateState<T>& state, int threads) {
+    std::int64_t units = unit_count(state, {Network::kQ1, Network::kQ2, Network::kActor, Network::kValue}, threads);
+    units = product_of_sizes(2 * units, sizeof(Unit));  // stable_sort takes as much again
+    std::int64_t blocks = 0;
+    for (int thread = 0; thread < threads; ++thread) {
+      blocks = sum_of_sizes(blocks, block_count(shared_rows(state, thread, threads), shared_panels(state)));
+    }
+    return sum_of_sizes(units, product_of_sizes(blocks, sizeof(Block)));
   }
 
   void begin(const UpdateWork<T>& on, UpdateOutcome& into) {
@@ -210,6 +244,15 @@ struct Job {
     actor_units.put_back();
     for (SharedProduct& each : first_hidden_deltas) each.blocks.put_back();
   }
+
+ private:
+  static Rows shared_rows(const UpdateState<T>& state, int thread, int threads) {
+    return shared_part(share_of(state.batch, thread, threads), threads);
+  }
+  static std::int64_t shared_panels(const UpdateState<T>& state) {
+    const MlpShape<T>& actor = state.network(Network::kActor).shape;
+    return actor.hidden() == 0 ? 0 : panel_count<T>(actor.layers[0].outputs);
+  }
 };
 
 template <class T>
@@ -224,8 +267,13 @@ class Worker {
         thread_(thread),
         begin_(my_share_of(s_.batch).begin),
         end_(my_share_of(s_.batch).end),
-        scratch_(static_cast<std::size_t>(kMostSquares * kPanel<T> * kPanel<T>)) {
-    pieces_.reserve(static_cast<std::size_t>(kMostSquares) * (Descent::kArrays + 1));
+        scratch_(kScratchElements) {
+    pieces_.reserve(kMostPieces);
+  }
+
+  // Of a worker's own memory.
+  static std::int64_t bytes() {
+    return static_cast<std::int64_t>(sizeof(Worker) + kScratchElements * sizeof(T) + kMostPieces * sizeof(const T*));
   }
 
   bool profiling = false;
@@ -952,8 +1000,10 @@ class Worker {
   const UpdateSettings& settings_;
   const int thread_;
   const std::int64_t begin_, end_;  // my rows
-  std::vector<T> scratch_;          // for a unit's gradient
-  std::vector<const T*> pieces_;    // of memory that it will need
+  static constexpr std::size_t kScratchElements = kMostSquares * kPanel<T> * kPanel<T>;
+  static constexpr std::size_t kMostPieces = kMostSquares * (Descent::kArrays + 1);
+  std::vector<T> scratch_;        // for a unit's gradient
+  std::vector<const T*> pieces_;  // of memory that it will need
   T alpha_ = 0;
   int phase_ = -1;
   Clock::time_point since_;

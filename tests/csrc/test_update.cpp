@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -446,13 +447,13 @@ void check_claims() {
 
   // Nothing is read while an update is under way: it would be torn.
   std::vector<float> actor(static_cast<std::size_t>(learner.engine().parameter_count(Network::kActor)));
-  std::atomic<bool> working{true};
+  std::atomic<int> reads_refused{0}, profiles_refused{0}, rounds{0};
+  const auto go_on = [&] { return (reads_refused == 0 || profiles_refused == 0) && rounds < 1000; };
   std::thread updates([&] {
-    for (int i = 0; i < 20; ++i) work();
-    working = false;
+    for (; go_on(); ++rounds) work();
   });
-  int reads_refused = 0;
-  while (working) {
+  while (go_on()) {
+    std::this_thread::sleep_for(std::chrono::microseconds(200));  // most of the time the updates find it free
     try {
       learner.engine().read(Network::kActor, Part::kParameters, actor.data());
     } catch (const std::runtime_error& error) {
@@ -460,12 +461,13 @@ void check_claims() {
     }
     try {
       learner.engine().profile();
-    } catch (const std::runtime_error&) {
-      ++reads_refused;
+    } catch (const std::runtime_error& error) {
+      profiles_refused += std::string(error.what()) == "learner: in use by another thread";
     }
   }
   updates.join();
   EXPECT(reads_refused > 0);
+  EXPECT(profiles_refused > 0);
   EXPECT(learner.engine().counters().gradient_updates == made);
 }
 

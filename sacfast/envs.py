@@ -13,6 +13,7 @@ import ctypes
 import difflib
 import functools
 import importlib
+import logging
 import math
 import operator
 import os
@@ -35,6 +36,8 @@ from sacfast.scalars import as_int
 from sacfast.types import ACTION_LIMIT, BoolArray, FloatArray, IntArray, Transition
 
 Float64Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+_LOG = logging.getLogger(__name__)
+
 _Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 ImageArray = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 Purpose = Literal["training", "evaluation"]
@@ -464,6 +467,8 @@ class GymnasiumVectorEnv(VectorEnv):
             vector.close()
             raise
         self._vector: Any = vector
+        if names := _keepers_of_statistics(vector.envs[0]):
+            _warn_of_statistics(env_id, names)
         task = vector.envs[0].spec
         limit = None if task is None else task.max_episode_steps
         spec = EnvSpec(env_id, "gymnasium", self._layout.dimension, len(low), low, high, limit, self._layout.leaves)
@@ -696,6 +701,33 @@ def _action_bounds(env_id: str, space: gymnasium.Space[Any]) -> tuple[Float64Arr
     if not (bounded & (low < high)).all():
         raise ValueError(f"{env_id}: action: expected finite bounds with low < high, got {low} and {high}")
     return low, high
+
+
+def _keepers_of_statistics(env: Any) -> tuple[str, ...]:
+    """Return the classes of the wrappers, and of the environment in them, that adapt statistics while they step."""
+    found, seen = [], set()
+    while env is not None and id(env) not in seen:
+        seen.add(id(env))
+        adapts = getattr(env, "update_running_mean", True)  # Gymnasium's wrappers can be told not to
+        if adapts and any(map(_is_running_statistics, getattr(env, "__dict__", {}).values())):
+            found.append(type(env).__name__)
+        env = getattr(env, "env", None)
+    return tuple(found)
+
+
+def _is_running_statistics(value: Any) -> bool:
+    """Whether it is Gymnasium's RunningMeanStd, or one that was copied from it."""
+    return {"mean", "var", "count"} <= getattr(value, "__dict__", {}).keys()
+
+
+@functools.cache
+def _warn_of_statistics(env_id: str, names: tuple[str, ...]) -> None:
+    """Warn once in a process: environments are made again at every checkpoint and evaluation."""
+    _LOG.warning(
+        "%s: the running statistics of %s are of each environment alone, and start anew at every checkpoint and "
+        "evaluation, so the policy gets other numbers for the same state; sacfast has no normalisation of its own yet",
+        *(env_id, " and ".join(names)),
+    )
 
 
 def _check_registered(env_id: str) -> None:

@@ -105,9 +105,17 @@ def register():
     """Register a Gymnasium task under a name of its own, for one test."""
     names = []
 
-    def add(entry_point: Any, max_episode_steps: int | None = None, **kwargs: Any) -> str:
+    def add(
+        entry_point: Any, max_episode_steps: int | None = None, additional_wrappers: Any = (), **kwargs: Any
+    ) -> str:
         name = f"SacfastTest{len(names)}-v0"
-        gymnasium.register(name, entry_point, max_episode_steps=max_episode_steps, kwargs=kwargs)
+        gymnasium.register(
+            name,
+            entry_point,
+            max_episode_steps=max_episode_steps,
+            additional_wrappers=additional_wrappers,
+            kwargs=kwargs,
+        )
         names.append(name)
         return name
 
@@ -675,6 +683,53 @@ def test_numbers_may_be_whole_ones_of_any_kind(kind):
     for seed, same in ((3, kind(3)), ([5, 6], [kind(5), kind(6)]), ([5, 6], np.array([5, 6], kind))):
         with make_env("Pendulum-v1", 2, seed) as env, make_env("Pendulum-v1", kind(2), same, kind(2), kind(1)) as other:
             np.testing.assert_array_equal(env.reset()[0], other.reset()[0])
+
+
+def _normalised(**kwargs: Any) -> gymnasium.Env:
+    return gymnasium.wrappers.NormalizeReward(gymnasium.wrappers.NormalizeObservation(_Chain(**kwargs)))
+
+
+def _frozen(**kwargs: Any) -> gymnasium.Env:
+    env = gymnasium.wrappers.NormalizeObservation(_Chain(**kwargs))
+    env.update_running_mean = False
+    return env
+
+
+class _Statistics:
+    def __init__(self) -> None:
+        self.mean, self.var, self.count = 0.0, 1.0, 0
+
+
+class _OwnStatistics(_Chain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.statistics = _Statistics()
+
+
+class _NormalizeByHand(gymnasium.Wrapper):
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        self.rms = gymnasium.wrappers.utils.RunningMeanStd()
+
+
+def test_wrappers_with_running_statistics_are_warned_of_once(register, caplog):
+    wrapper = gymnasium.envs.registration.WrapperSpec("own", f"{__name__}:_NormalizeByHand", kwargs={})
+    names = [register(_normalised), register(_Chain, additional_wrappers=(wrapper,)), register(_OwnStatistics)]
+    for env_id in names * 2:
+        make_env(env_id, 2, seed=0).close()
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    keepers = ("NormalizeReward and NormalizeObservation", "_NormalizeByHand", "_OwnStatistics")
+    assert len(said) == 3
+    for message, env_id, keeper in zip(said, names, keepers, strict=True):
+        assert message.startswith(f"{env_id}: the running statistics of {keeper} are of each environment alone")
+
+
+def test_what_does_not_adapt_is_not_warned_of(register, caplog):
+    stacked = gymnasium.wrappers.FrameStackObservation.wrapper_spec(stack_size=2)
+    for env_id in (register(_frozen), register(_Chain, additional_wrappers=(stacked,))):
+        make_env(env_id, 2, seed=0).close()
+    make_env("Pendulum-v1", 2, seed=0).close()
+    assert not [record for record in caplog.records if record.name == "sacfast.envs"]
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ class EvaluateOptions:
     """Run whole episodes with a trained policy; print the mean and standard deviation of the return."""
 
     path: tyro.conf.Positional[Path]
-    """A checkpoint, or a run directory, whose newest checkpoint is taken."""
+    """A checkpoint, or a run directory, whose newest checkpoint is taken; or one of several seeds, each by itself."""
     episodes: int = 100
     """Episodes, spread evenly over environments."""
     seed: int | None = None
@@ -107,7 +107,7 @@ class PlotOptions:
     settings differ by the seed alone are drawn as one curve: interquartile mean and its 95 % bootstrap interval."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run directories."""
+    """Run directories, of one run each or of several seeds."""
     output: Path = Path("plots")
     """A file that ends in .png, or a directory for ENV_ID.png."""
 
@@ -385,10 +385,7 @@ def _describe_seeds(models: Sequence[SAC]) -> str:
     returns = [summary["eval_return_mean"] for summary in summaries]
     seconds = max(summary["wall_seconds"] for summary in summaries)
     updates = sum(summary["gradient_updates"] for summary in summaries)
-    return (
-        f"{len(models)} seeds: return {statistics.mean(returns):.1f} +- {statistics.stdev(returns):.1f} "
-        f"(mean and standard deviation over the seeds), {updates / seconds:.0f} updates/s in all"
-    )
+    return f"{len(models)} seeds: return {_over_seeds(returns)}, {updates / seconds:.0f} updates/s in all"
 
 
 def _how_to_go_on(models: Sequence[SAC]) -> str:
@@ -435,26 +432,39 @@ def _evaluate(arguments: Sequence[str]) -> int:
     from sacfast.trainer import SAC
 
     filmed = None
+    returns = []
     try:
-        path = checkpoint.find(options.path)
-        model = SAC.load(path, device=options.device)
+        paths = [checkpoint.find(run_dir) for run_dir in _run_dirs(options.path)]
+        if options.video is not None and len(paths) > 1:
+            raise ValueError(f"video: expected one run to film, got the {len(paths)} seeds of {options.path}")
+        models = [SAC.load(path, device=options.device) for path in paths]
         if options.video is not None:  # first: what is missing is said before the episodes are waited for
-            filmed = model.record_video(options.video, options.video_episodes, options.deterministic, options.seed)
-        result = model.evaluate(options.episodes, options.deterministic, options.seed)
+            filmed = models[0].record_video(options.video, options.video_episodes, options.deterministic, options.seed)
+        for path, model in zip(paths, models, strict=True):
+            result = model.evaluate(options.episodes, options.deterministic, options.seed)
+            returns.append(result.mean)
+            print(
+                f"{model.train_config.env_id}: return {result.mean:.1f} +- {result.std:.1f} "
+                f"(mean and standard deviation of {len(result.returns)} episodes), "
+                f"length {result.lengths.mean():.1f}; {path}",
+                flush=True,
+            )
     except (TypeError, ValueError, OSError) as error:
         raise UsageError(_one_line(error)) from error
     except (EnvironmentFault, RenderingError) as fault:
         print(f"sacfast evaluate: {_one_line(fault)}", file=sys.stderr)
         return FAILED
-    print(
-        f"{model.train_config.env_id}: return {result.mean:.1f} +- {result.std:.1f} "
-        f"(mean and standard deviation of {len(result.returns)} episodes), "
-        f"length {result.lengths.mean():.1f}; {path}"
-    )
+    if len(returns) > 1:
+        print(f"{len(returns)} seeds: return {_over_seeds(returns)}")
     if filmed is not None:
-        returns = ", ".join(f"{each:.1f}" for each in filmed.returns)
-        print(f"{options.video}: {len(filmed.returns)} episode(s), {filmed.lengths.sum()} steps, return {returns}")
+        each = ", ".join(f"{return_:.1f}" for return_ in filmed.returns)
+        print(f"{options.video}: {len(filmed.returns)} episode(s), {filmed.lengths.sum()} steps, return {each}")
     return 0
+
+
+def _over_seeds(returns: Sequence[float]) -> str:
+    mean, deviation = statistics.mean(returns), statistics.stdev(returns)
+    return f"{mean:.1f} +- {deviation:.1f} (mean and standard deviation over the seeds)"
 
 
 def _plot(arguments: Sequence[str]) -> int:
@@ -463,7 +473,7 @@ def _plot(arguments: Sequence[str]) -> int:
     from sacfast.plotting import plot
 
     try:
-        pictures = plot(options.runs, options.output)
+        pictures = plot([run for path in options.runs for run in _run_dirs(path)], options.output)
     except (TypeError, ValueError, OSError) as error:
         raise UsageError(_one_line(error)) from error
     for picture in pictures:

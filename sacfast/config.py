@@ -16,7 +16,8 @@ from typing import Any, Literal, NamedTuple, Self, get_args
 
 from sacfast.scalars import as_bool, as_float, as_int
 
-BACKENDS = ("fused", "reference")
+Backend = Literal["fused", "reference"]
+BACKENDS: tuple[str, ...] = get_args(Backend)
 """The backends that `make_learner` can build."""
 
 Activation = Literal["relu", "tanh", "elu", "silu", "gelu"]
@@ -263,8 +264,8 @@ class TrainConfig(_Config):
     """Seed of everything random in the run, from 0."""
     device: str = "auto"
     """Where the learner works: "cpu", "cuda", "cuda:N", or "auto" (CUDA where there is one)."""
-    backend: str = "fused"
-    """How the update is carried out: one of `BACKENDS`."""
+    backend: Backend = "fused"
+    """How the update is carried out: "fused" natively, "reference" in plain PyTorch."""
     run_dir: Path | None = None
     """Folder of the run's configuration, metrics, summary and checkpoints; None: nothing is written (from Python),
     or a new folder under runs/ (from the command line)."""

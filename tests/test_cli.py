@@ -53,6 +53,7 @@ def test_train_help_has_every_field_with_its_default(capsys: pytest.CaptureFixtu
     assert "(default: 0.005)" in words
     assert "Gradient updates per stored transition" in words
     assert "(default: 256 256)" in words
+    assert "--backend {fused,reference}" in words
 
 
 def test_evaluate_and_doctor_have_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +79,7 @@ def test_evaluate_and_doctor_have_help(capsys: pytest.CaptureFixture[str]) -> No
         ("train --env-id Pendulum-v1 --target-update soft", ["'soft'", "polyak", "hard"]),
         ("train --env-id Pendulum-v1 --value-network", ["alpha: expected a float", "'auto'"]),
         ("train --env-id Pendulum-v1 --adam-betas 0.9", ["--adam-betas", "Expected 2 values"]),
-        ("train --env-id Pendulum-v1 --backend quantum", ["backend: expected one of", "'quantum'"]),
+        ("train --env-id Pendulum-v1 --backend quantum", ["--backend", "'quantum'", "one of ('fused', 'reference')"]),
         ("train --env-id Pendulum-v1 --device tpu", ["device: expected", "'tpu'"]),
         ("train --env-id Pendulum-v1 stray", ["stray", "sacfast train --help"]),
         ("train --env-id Pendulm-v1", ["env_id", "'Pendulm-v1'", "did you mean Pendulum-v1"]),

@@ -1,10 +1,13 @@
 """Several seeds that learn side by side in one process."""
 
 import json
+import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -196,7 +199,28 @@ def test_the_command_trains_seeds_resumes_them_and_plots_them(
     alone.learn(200)
     assert rows_of(run_dir / "seed4") == rows_of(tmp_path / "alone")
     assert cli.main(["plot", str(run_dir / "seed3"), str(run_dir / "seed4"), "--output", str(tmp_path)]) == 0
-    assert (tmp_path / f"{ENV_ID}.png").is_file()
+    picture = tmp_path / f"{ENV_ID}.png"
+    assert cli.main(["plot", str(run_dir), "--output", str(tmp_path / "folder.png")]) == 0
+    assert (tmp_path / "folder.png").read_bytes() == picture.read_bytes()
+
+
+def test_the_command_evaluates_each_seed_and_their_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = [small(seed, tmp_path / "run" / f"seed{seed}").learn(60) for seed in (3, 4, 11)]
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--episodes", "2"]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    means = [model.evaluate(2).mean for model in models]
+    for line, model, mean in zip(lines, models, means, strict=True):
+        assert line.startswith(f"{ENV_ID}: return {mean:.1f} +- ")
+        assert f"; {tmp_path / 'run' / f'seed{model.train_config.seed}'}{os.sep}" in line
+    assert last.startswith(f"3 seeds: return {np.mean(means):.1f} +- {np.std(means, ddof=1):.1f} (mean and standard")
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--video", str(tmp_path / "film.mp4")]) == cli.BAD_USAGE
+    assert "video: expected one run to film, got the 3 seeds of" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "run" / "seed4" / "checkpoints")
+    assert cli.main(["evaluate", str(tmp_path / "run")]) == cli.BAD_USAGE
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "seed4: expected a checkpoint" in output.err
 
 
 def test_the_command_refuses_no_seeds_and_runs_that_are_there(

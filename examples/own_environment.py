@@ -3,7 +3,8 @@
 Registering it is all that sacfast asks. The command line finds it too, by the module that registers it:
 
     python examples/own_environment.py
-    PYTHONPATH=examples sacfast train --env-id own_environment:PointMass-v0 --total-timesteps 5000
+    PYTHONPATH=examples sacfast train --env-id own_environment:PointMass-v0 --total-timesteps 5000 --run-dir runs/mass
+    PYTHONPATH=examples sacfast evaluate runs/mass --env-id own_environment:PointMass-v0
 """
 
 from collections.abc import Sequence

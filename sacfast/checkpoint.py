@@ -15,17 +15,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import safetensors
 import safetensors.torch
 import torch
+
+from sacfast import files, output
 
 FORMAT = "sacfast-checkpoint"
 SCHEMA_VERSION = 3
@@ -33,10 +35,17 @@ READABLE_VERSIONS = (1, 2, SCHEMA_VERSION)
 """Version 1 held the learner alone, without sizes and the manifest's own sum. Version 2 did not tell what of a step
 was still to be done, nor hold the actions that bring the environments back."""
 MANIFEST = "manifest.json"
+MANIFEST_BYTES = 16 * 2**20
+"""Most bytes of a manifest that is read; those of tasks with thousands of actions have some hundred thousand."""
+FAULT_CHARACTERS = 2000
+"""Most characters that are said of one checkpoint's fault: it may quote what is in a file."""
 STEP_PREFIX = "step_"
 _SUFFIX = ".safetensors"
 _RESERVED_KEYS = ("format", "schema_version", "files", "sizes", "manifest_sha256")
-_LOG = logging.getLogger(__name__)
+_STEP = re.compile(rf"{STEP_PREFIX}(\d+)", re.ASCII)
+_LEFTOVER = re.compile(rf"(?:{STEP_PREFIX}\d+|best)(\.tmp|\.old)", re.ASCII)
+_LOG = output.logger(__name__)
+_Result = TypeVar("_Result")
 
 
 class CheckpointError(ValueError):
@@ -77,8 +86,7 @@ def save(directory: Path | str, tensors: Mapping[str, Mapping[str, torch.Tensor]
         raise FileExistsError(f"directory: expected a new path or a checkpoint to replace, got {directory}")
 
     partial = _beside(directory, ".tmp")
-    if partial.exists():
-        shutil.rmtree(partial)
+    files.remove(partial)
     try:
         partial.mkdir(parents=True)
         _write(partial, tensors, manifest)
@@ -91,7 +99,7 @@ def save(directory: Path | str, tensors: Mapping[str, Mapping[str, torch.Tensor]
 
 def _write(partial: Path, tensors: Mapping[str, Mapping[str, torch.Tensor]], manifest: Mapping[str, Any]) -> None:
     """Write the files of a checkpoint, the manifest last, and push all to the disk."""
-    files, sizes = {}, {}
+    sums, sizes = {}, {}
     for group, named in tensors.items():
         path = partial / f"{group}{_SUFFIX}"
         try:
@@ -99,8 +107,8 @@ def _write(partial: Path, tensors: Mapping[str, Mapping[str, torch.Tensor]], man
         except safetensors.SafetensorError as error:  # it wraps those of the system
             raise OSError(f"{path}: {error}") from error
         _sync(path)
-        files[path.name], sizes[path.name] = _sha256(path), path.stat().st_size
-    content = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **manifest, "files": files, "sizes": sizes}
+        sums[path.name], sizes[path.name] = _sha256(path), path.stat().st_size
+    content = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **manifest, "files": sums, "sizes": sizes}
     content["manifest_sha256"] = _manifest_sha256(content)
     (partial / MANIFEST).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     _sync(partial / MANIFEST)
@@ -111,7 +119,6 @@ def load(
     directory: Path | str,
     groups: Iterable[str] | None = None,
     device: torch.device | str = "cpu",
-    verified: bool = False,
 ) -> Checkpoint:
     """Read a checkpoint after checking its schema and the sha256 of every file that is read.
 
@@ -119,7 +126,6 @@ def load(
         directory: a checkpoint written by `save`.
         groups: the groups to read; None: all.
         device: where the tensors go.
-        verified: whether `find` has just checked these groups, so that their sums need not be taken again.
 
     Raises:
         CheckpointError: not a checkpoint, another schema version, a file missing, changed or of a foreign
@@ -131,26 +137,35 @@ def load(
     tensors = {}
     for group in wanted:
         path = directory / f"{group}{_SUFFIX}"
-        if not verified:
-            _check_file(path, manifest)
-        tensors[group] = safetensors.torch.load_file(path, device=str(device))
+        _check_file(path, manifest)
+        try:
+            tensors[group] = safetensors.torch.load_file(path, device=str(device))
+        except Exception as error:  # whoever changes a header can write its sum anew: errors of many types
+            raise CheckpointError(
+                f"{path}: expected a safetensors file, got {type(error).__name__}: {error}"
+            ) from error
     return Checkpoint(tensors, manifest)
 
 
 def _check_file(path: Path, manifest: Mapping[str, Any]) -> None:
     """Raise CheckpointError unless the manifest lists this file, and its size and sum are as listed."""
-    name, files = path.name, manifest["files"]
-    if name not in files:
-        raise CheckpointError(f"{path.parent}: expected a group {path.stem!r}, got only {sorted(files)}")
-    if not path.is_file():
+    name, sums = path.name, manifest["files"]
+    if name not in sums:
+        raise CheckpointError(f"{path.parent}: expected a group {path.stem!r}, got only {sorted(sums)}")
+    if not os.path.lexists(path):
         raise CheckpointError(f"{path}: expected the file that {MANIFEST} lists, but it is missing")
-    size = path.stat().st_size
-    if size != manifest.get("sizes", {}).get(name, size):
-        raise CheckpointError(
-            f"{path}: expected {manifest['sizes'][name]} bytes, got {size}: the file was cut or grown"
-        )
-    if (found := _sha256(path)) != files[name]:
-        raise CheckpointError(f"{path}: expected sha256 {files[name]}, got {found}: the file was changed")
+    try:
+        with files.open_regular(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != manifest.get("sizes", {}).get(name, size):
+                raise CheckpointError(
+                    f"{path}: expected {manifest['sizes'][name]} bytes, got {size}: the file was cut or grown"
+                )
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: expected a file that can be read, got an error: {error}") from error
+    if found != sums[name]:
+        raise CheckpointError(f"{path}: expected sha256 {sums[name]}, got {found}: the file was changed")
 
 
 def read_manifest(directory: Path | str) -> dict[str, Any]:
@@ -160,31 +175,32 @@ def read_manifest(directory: Path | str) -> dict[str, Any]:
         CheckpointError: not a checkpoint, another schema version, or files listed that are not safetensors.
     """
     directory = _present(Path(directory))
+    path = directory / MANIFEST
     if directory.is_file():
         raise CheckpointError(
             f"{directory}: expected a checkpoint directory, got a file; pickles (.pt, .pth, .pkl, .zip) "
             "are never loaded, for they can run code"
         )
-    if not is_checkpoint(directory):
+    if not os.path.lexists(path):
         raise CheckpointError(f"{directory}: expected a checkpoint directory with a {MANIFEST}, found none")
-    path = directory / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:  # of UTF-8 or of JSON
+        content = files.read_bytes(path, MANIFEST_BYTES)
+    except OSError as error:
+        raise CheckpointError(f"{path}: expected a manifest that can be read, got an error: {error}") from error
+    try:
+        manifest = json.loads(content.decode())
+        content_sha256 = _manifest_sha256(manifest) if isinstance(manifest, dict) else None
+    except (ValueError, RecursionError) as error:  # of UTF-8 or of JSON; nested too deep
         raise CheckpointError(f"{path}: expected JSON, got an error: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: expected format {FORMAT!r}, got {manifest!r:.200}")
-    if (version := manifest.get("schema_version")) not in READABLE_VERSIONS:
+        raise CheckpointError(f"{path}: expected format {FORMAT!r}, got {str(manifest)[:200]}")
+    version = manifest.get("schema_version")
+    if type(version) is not int or version not in READABLE_VERSIONS:
         raise CheckpointError(
             f"{path}: expected one of schema_version {', '.join(map(str, READABLE_VERSIONS))}, got {version}"
         )
-    files = manifest.get("files")
-    if not isinstance(files, dict):
-        raise CheckpointError(f"{path}: expected 'files' to map names to sha256, got {files!r}")
-    for name in files:
-        if not (name.endswith(_SUFFIX) and name.removesuffix(_SUFFIX).isidentifier()):
-            raise CheckpointError(f"{directory / name}: expected only <group>{_SUFFIX} files, never a pickle")
-    if version > 1 and manifest.get("manifest_sha256") != _manifest_sha256(manifest):
+    _check_listing(path, manifest, version)
+    if (version > 1 or "manifest_sha256" in manifest) and manifest.get("manifest_sha256") != content_sha256:
         raise CheckpointError(
             f"{path}: expected the content that its manifest_sha256 was taken of: the file was changed"
         )
@@ -196,9 +212,24 @@ def held(manifest: Mapping[str, Any], groups: Iterable[str]) -> list[str]:
     return [group for group in groups if f"{group}{_SUFFIX}" in manifest["files"]]
 
 
+def _check_listing(path: Path, manifest: Mapping[str, Any], version: int) -> None:
+    """Raise CheckpointError unless a manifest lists safetensors files, each with its sum and, from 2 on, its size."""
+    sums, sizes = manifest.get("files"), manifest.get("sizes")
+    if not isinstance(sums, dict):
+        raise CheckpointError(f"{path}: expected 'files' to map names to sha256, got {sums!r}")
+    for name in sums:
+        if not (name.endswith(_SUFFIX) and name.removesuffix(_SUFFIX).isidentifier()):
+            raise CheckpointError(f"{path.parent / name}: expected only <group>{_SUFFIX} files, never a pickle")
+    is_listed = (
+        isinstance(sizes, dict) and set(sizes) == set(sums) and all(type(size) is int for size in sizes.values())
+    )
+    if not (is_listed or (version == 1 and sizes is None)):
+        raise CheckpointError(f"{path}: expected 'sizes' to map the names of 'files' to bytes, got {sizes!r}")
+
+
 def is_checkpoint(directory: Path) -> bool:
     """Tell whether a directory has a checkpoint's manifest."""
-    return (directory / MANIFEST).is_file()
+    return files.is_regular(directory / MANIFEST)
 
 
 def step_name(step: int) -> str:
@@ -206,88 +237,128 @@ def step_name(step: int) -> str:
     return f"{STEP_PREFIX}{step:012d}"
 
 
-def steps(folder: Path) -> list[Path]:
-    """Return the whole checkpoints `step_N` in a run's checkpoints folder, the oldest first.
-
-    One whose replacement was cut short between two renames is `step_N.old`.
-    """
-    names = {path.with_suffix("") if path.suffix == ".old" else path for path in folder.glob(f"{STEP_PREFIX}*")}
-    numbered = sorted(name for name in names if name.name[len(STEP_PREFIX) :].isdigit())
-    return [path for path in map(_present, numbered) if is_checkpoint(path)]
+def step_of(path: Path) -> int | None:
+    """Return the transitions that the name of a run's checkpoint gives; None for another name."""
+    found = _STEP.fullmatch(path.name)
+    return None if found is None else int(found[1])
 
 
-def find(
-    path: Path | str,
-    groups: Iterable[str] = ("learner",),
-    check: Callable[[dict[str, Any]], None] | None = None,
-    optional: Iterable[str] = (),
-) -> Path:
-    """Return `path` if it is a checkpoint, or the newest checkpoint of the run directory `path` that is sound.
+def candidates(folder: Path) -> list[Path]:
+    """Return all that is named `step_N` in a run's checkpoints folder, sound or not, the oldest first.
 
-    One that is not is passed over for the one before it, and a warning says so.
-
-    Args:
-        path: a checkpoint or a run directory.
-        groups: of a run's checkpoint, the groups that must be there and sound.
-        check: of a run's checkpoint, looks at the manifest and raises CheckpointError if it will not do.
-        optional: of a run's checkpoint, the groups that must be sound where they are there.
+    A save that was killed between its two renames leaves a checkpoint under the name `step_N.old`: it counts.
 
     Raises:
-        CheckpointError: neither a checkpoint nor a run directory that holds a sound one.
+        OSError: `folder` is there, and is no folder or cannot be listed.
+    """
+    names = {name.removesuffix(".old") for name in files.list_folder(folder)}
+    found = {folder / name: step for name in names if (step := step_of(folder / name)) is not None}
+    return sorted(found, key=lambda path: found[path])
+
+
+def steps(folder: Path) -> list[Path]:
+    """Return the whole checkpoints `step_N` in a run's checkpoints folder, the oldest first. Raises as `candidates`."""
+    return [path for path in candidates(folder) if files.is_folder(path) and is_checkpoint(path)]
+
+
+def take(path: Path | str, read: Callable[[Path], _Result]) -> _Result:
+    """Return what `read` makes of the checkpoint `path`, or of the newest one in the run directory `path`.
+
+    A checkpoint of a run that `read` refuses, by whatever exception, is passed over for the one before it, and a
+    warning says so.
+
+    Raises:
+        CheckpointError: neither a checkpoint nor a run directory with one, or `read` has refused all.
     """
     path = Path(path)
-    if path.is_file() or is_checkpoint(_present(path)):
-        return path
-    found = steps(path / "checkpoints")
+    try:
+        is_single = path.is_file() or is_checkpoint(_present(path))
+        found = [path] if is_single else candidates(path / "checkpoints")
+    except OSError as error:
+        raise CheckpointError(f"{path}: expected checkpoints that can be listed, got an error: {error}") from error
     if not found:
         raise CheckpointError(f"{path}: expected a checkpoint, or a run directory with checkpoints, found neither")
-    faults = []
+    faults: list[str] = []
     for candidate in reversed(found):
         try:
-            manifest = read_manifest(candidate)
-            if check is not None:
-                check(manifest)
-            for group in (*groups, *held(manifest, optional)):
-                _check_file(candidate / f"{group}{_SUFFIX}", manifest)
-        except CheckpointError as error:
-            fault = str(error) if str(candidate) in str(error) else f"{candidate}: {error}"
-            faults.append(fault)
+            if not is_single:
+                files.check_folder(_present(candidate))
+            result = read(candidate)
+        # A file can be wrong in more ways than one type of exception tells; none of them may keep from the next.
+        except Exception as error:
+            faults.append(_describe(error, candidate))
             continue
         if faults:
             _LOG.warning("checkpoint passed over: %s; taken instead: %s", "; ".join(faults), candidate)
-        return candidate
+        return result
+    if is_single:
+        raise CheckpointError(faults[0])
     raise CheckpointError(f"{path}: found no checkpoint that can be taken: {'; '.join(faults)}")
 
 
+def _describe(error: Exception, candidate: Path) -> str:
+    """Return the message of `error`, with the checkpoint's path, and the error's type where it is a foreign one."""
+    said = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
+    said = said if len(said) <= FAULT_CHARACTERS else f"{said[:FAULT_CHARACTERS]}..."
+    return said if said.startswith(str(candidate)) else f"{candidate}: {said}"
+
+
+def find(path: Path | str, groups: Iterable[str] = ("learner",)) -> Path:
+    """Return `path` if it is a checkpoint, or the newest checkpoint of the run directory `path` whose files are sound.
+
+    Args:
+        path: a checkpoint or a run directory.
+        groups: the groups that must be there and sound.
+
+    Raises:
+        CheckpointError: as `take`.
+    """
+
+    def checked(candidate: Path) -> Path:
+        manifest = read_manifest(candidate)
+        for group in groups:
+            _check_file(_present(candidate) / f"{group}{_SUFFIX}", manifest)
+        return candidate
+
+    return take(path, checked)
+
+
 def keep_newest(folder: Path, count: int) -> None:
-    """Remove all but the newest `count` checkpoints `step_N` of a run's checkpoints folder."""
+    """Remove all but the newest `count` checkpoints `step_N` of a run's checkpoints folder.
+
+    One that cannot be removed stays, and a warning says so.
+    """
     for path in steps(folder)[:-count]:
         # Renamed first: what is half removed must not look like a checkpoint.
         doomed = _beside(path, ".tmp")
-        shutil.rmtree(doomed, ignore_errors=True)
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+        try:
+            files.remove(doomed)
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+        except OSError as error:
+            _LOG.warning("an old checkpoint could not be removed: %s", error)
 
 
 def tidy(folder: Path, step: int) -> None:
     """Prepare a run's checkpoints folder for going on from its checkpoint at `step`.
 
     What a killed process left half written is removed, and what it was replacing gets its name back. Newer checkpoints,
-    which were found damaged, are set aside as `step_N.damaged`.
+    which were found damaged, are set aside as `step_N.damaged`. Whatever else lies there is left alone. What cannot be
+    moved or removed stays, and a warning says so.
     """
-    for path in folder.glob("*.tmp"):
-        shutil.rmtree(path)
-    for path in folder.glob("*.old"):
-        if path.with_suffix("").exists():
-            shutil.rmtree(path)
-        else:
-            path.rename(path.with_suffix(""))
-    for path in folder.glob(f"{STEP_PREFIX}*"):
-        digits = path.name[len(STEP_PREFIX) :]
-        if digits.isdigit() and int(digits) > step:
-            aside = _beside(path, ".damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+    for name in files.list_folder(folder):
+        path = folder / name
+        try:
+            if leftover := _LEFTOVER.fullmatch(name):
+                whole = path.with_suffix("")
+                if leftover[1] == ".old" and not os.path.lexists(whole):
+                    path.rename(whole)
+                else:
+                    files.remove(path)
+            elif (step_of(path) or 0) > step:
+                path.rename(files.free_name(_beside(path, ".damaged")))
+        except OSError as error:
+            _LOG.warning("%s: could not be tidied away: %s", path, error)
 
 
 def _present(directory: Path) -> Path:
@@ -310,7 +381,7 @@ def _owned(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _sync(path: Path) -> None:
     """Push a file's, or a directory's, content to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         os.fsync(descriptor)
     finally:
@@ -321,17 +392,15 @@ def _rename_over(partial: Path, directory: Path) -> None:
     """Give a finished directory its name; a checkpoint that had the name goes only after that."""
     replaced = _beside(directory, ".old")
     if is_checkpoint(directory):
-        if replaced.exists():
-            shutil.rmtree(replaced)
+        files.remove(replaced)
         directory.rename(replaced)
     partial.rename(directory)
     _sync(directory.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
+    files.remove(replaced)
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with files.open_regular(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args, get_origin
 
 import tyro
 
-from sacfast import __version__
+from sacfast import __version__, output
 from sacfast.config import STABLE_BASELINES3, SACConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -75,6 +75,9 @@ class ResumeOptions:
     """The run directory, or one of several seeds, which are all taken up."""
     total_timesteps: int | None = None
     """Transitions that the run, or that of each seed, is to have in all; None: as it was started."""
+    env_id: str | None = None
+    """The run's task; needed where it is module:Name-v0, which imports a module: no code is run because a file says
+    so."""
     device: str | None = None
     """Where the learner works; None: as the run was started. Another device does not go on bit for bit."""
     progress: bool = True
@@ -93,6 +96,9 @@ class EvaluateOptions:
     """Seed of the environments; None: the run's. Training never uses the same ones."""
     deterministic: bool = True
     """Whether to act by the mean action, or by samples."""
+    env_id: str | None = None
+    """The policy's task; needed where it is module:Name-v0, which imports a module: no code is run because a file says
+    so."""
     device: str = "auto"
     """Where the policy works: "cpu", "cuda", "cuda:N", or "auto" (CUDA where there is one)."""
     video: Path | None = None
@@ -122,8 +128,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done. 1: the command failed. 2: it was asked for in a wrong way. 130: it was interrupted (Ctrl-C). 143: it was
     terminated (SIGTERM).
+
+    Where standard output cannot be written to, a training goes on, for its files are what it is for; any other command
+    has failed then.
     """
     name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    with output.safe_standard_streams() as stdout:
+        code = _run(name, rest)
+        stdout.flush()
+        if code == 0 and stdout.failure is not None and name != "train":
+            print(f"sacfast {name}: standard output could not be written: {stdout.failure}", file=sys.stderr)
+            return FAILED
+        return code
+
+
+def _run(name: str, rest: Sequence[str]) -> int:
     if name in ("-h", "--help"):
         print(_usage())
         return 0
@@ -312,13 +331,14 @@ def _runs_of_seeds(train: TrainConfig, count: int) -> list[TrainConfig]:
 def _resume(arguments: Sequence[str]) -> int:
     options = parse("train", ResumeOptions, arguments)
 
+    from sacfast.lock import RunInUseError
     from sacfast.trainer import SAC
 
-    given = {"device": options.device, "total_timesteps": options.total_timesteps}
+    given = {"device": options.device, "env_id": options.env_id, "total_timesteps": options.total_timesteps}
     changes = {"progress": options.progress} | {name: value for name, value in given.items() if value is not None}
     try:
         models = [SAC.resume(run_dir, **changes) for run_dir in _run_dirs(options.resume)]
-    except (TypeError, ValueError, OSError, MemoryError) as error:
+    except (TypeError, ValueError, OSError, MemoryError, RunInUseError) as error:
         raise UsageError(_one_line(error)) from error
     there = max(model.timesteps for model in models)
     if options.total_timesteps is not None and options.total_timesteps <= there:
@@ -343,6 +363,7 @@ def _learn(models: Sequence[SAC]) -> int:
     from torch import OutOfMemoryError  # of a GPU
 
     from sacfast.envs import EnvironmentFault
+    from sacfast.lock import RunInUseError
     from sacfast.metrics import TrackingError
     from sacfast.trainer import learn_together
 
@@ -352,11 +373,11 @@ def _learn(models: Sequence[SAC]) -> int:
     print(_describe_checkpoints(models[0]), flush=True)
     try:
         learn_together(models)
-    except TrackingError as refusal:
+    except (TrackingError, RunInUseError) as refusal:
         print(f"sacfast train: {_one_line(refusal)}", file=sys.stderr)
         return FAILED
     except (EnvironmentFault, FloatingPointError, OSError, MemoryError, OutOfMemoryError) as fault:
-        print(f"sacfast train: {_one_line(fault)}; what was learned is in {run_dir}", file=sys.stderr)
+        print(f"sacfast train: {_one_line(fault)}; {_what_is_there(models)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         # Without a summary it was the second Ctrl-C, which does not wait for one.
@@ -392,7 +413,34 @@ def _how_to_go_on(models: Sequence[SAC]) -> str:
     run_dir = _whole(models)
     resumable = models[0].train_config.checkpoint_replay
     way = f"`sacfast train --resume {run_dir}` goes on" if resumable else "it cannot be resumed without a replay buffer"
-    return f"what was learned is in {run_dir}; {way}"
+    return f"{_what_is_there(models)}; {way}"
+
+
+def _what_is_there(models: Sequence[SAC]) -> str:
+    """Say whether all that was learned is in a checkpoint, or else which checkpoint there is of each run."""
+    newest = {model: _newest_checkpoint(model.train_config.run_dir) for model in models}
+    if all(model.timesteps == step for model, step in newest.items()):
+        return f"what was learned is in {_whole(models)}"
+    return "; ".join(
+        f"{model.train_config.run_dir} has no checkpoint"
+        if step is None
+        else f"{model.train_config.run_dir} has a checkpoint after {step} of {model.timesteps} transitions"
+        for model, step in newest.items()
+    )
+
+
+def _newest_checkpoint(run_dir: Path | None) -> int | None:
+    """Return the transitions of the newest whole checkpoint; None where there is none that can be seen."""
+    from sacfast import checkpoint
+    from sacfast.metrics import CHECKPOINTS
+
+    if run_dir is None:
+        return None
+    try:
+        found = checkpoint.steps(run_dir / CHECKPOINTS)
+    except OSError:
+        return None
+    return checkpoint.step_of(found[-1]) if found else None
 
 
 def _describe_checkpoints(model: SAC) -> str:
@@ -426,7 +474,6 @@ def _describe(model: SAC) -> str:
 def _evaluate(arguments: Sequence[str]) -> int:
     options = parse("evaluate", EvaluateOptions, arguments)
 
-    from sacfast import checkpoint
     from sacfast.envs import EnvironmentFault
     from sacfast.evaluate import RenderingError
     from sacfast.trainer import SAC
@@ -434,19 +481,19 @@ def _evaluate(arguments: Sequence[str]) -> int:
     filmed = None
     returns = []
     try:
-        paths = [checkpoint.find(run_dir) for run_dir in _run_dirs(options.path)]
-        if options.video is not None and len(paths) > 1:
-            raise ValueError(f"video: expected one run to film, got the {len(paths)} seeds of {options.path}")
-        models = [SAC.load(path, device=options.device) for path in paths]
+        named = {} if options.env_id is None else {"env_id": options.env_id}
+        models = [SAC.load(run_dir, device=options.device, **named) for run_dir in _run_dirs(options.path)]
+        if options.video is not None and len(models) > 1:
+            raise ValueError(f"video: expected one run to film, got the {len(models)} seeds of {options.path}")
         if options.video is not None:  # first: what is missing is said before the episodes are waited for
             filmed = models[0].record_video(options.video, options.video_episodes, options.deterministic, options.seed)
-        for path, model in zip(paths, models, strict=True):
+        for model in models:
             result = model.evaluate(options.episodes, options.deterministic, options.seed)
             returns.append(result.mean)
             print(
                 f"{model.train_config.env_id}: return {result.mean:.1f} +- {result.std:.1f} "
                 f"(mean and standard deviation of {len(result.returns)} episodes), "
-                f"length {result.lengths.mean():.1f}; {path}",
+                f"length {result.lengths.mean():.1f}; {model.loaded_from}",
                 flush=True,
             )
     except (TypeError, ValueError, OSError) as error:

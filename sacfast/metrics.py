@@ -6,6 +6,7 @@ RUN_DIR/
   metrics.csv       the same as a table
   summary.json      the run in one object, written at its end
   checkpoints/      step_<transitions>/ and best/, see `sacfast.checkpoint`
+  lock              who writes here, see `sacfast.lock`
   tensorboard/      event files, when asked for
   wandb/            what Weights & Biases keeps on this machine, when asked for
 """
@@ -16,17 +17,17 @@ import csv
 import errno
 import io
 import json
-import logging
 import math
 import os
 import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from sacfast import checkpoint, files
+from sacfast import checkpoint, files, output
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -57,7 +58,7 @@ WANDB_PROJECT = "sacfast"
 _FILES = (CONFIG_FILE, METRICS_FILE, CSV_FILE, SUMMARY_FILE)
 _FOLDERS = (CHECKPOINTS, TENSORBOARD, WANDB)
 _CHECKPOINT = re.compile(rf"(?:{checkpoint.STEP_PREFIX}\d+|{BEST})(?:\.(?:tmp|old|damaged)(?:\.\d+)?)?", re.ASCII)
-_LOG = logging.getLogger(__name__)
+_LOG = output.logger(__name__)
 
 SUMMARY_KEYS = (
     "status",  # "completed", "stopped" by a callback, "interrupted", "environment_fault" or "failed"
@@ -179,7 +180,7 @@ class MetricsLogger:
         if self.run_dir is not None:
             files.write_json(self.run_dir / CONFIG_FILE, _finite({"schema_version": SCHEMA_VERSION, **config}))
         if self._wandb is not None:
-            self._wandb.config.update(dict(config), allow_val_change=True)
+            _mirror("wandb", lambda: self._wandb.config.update(dict(config), allow_val_change=True))
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one line. `row["step"]` is the transitions so far; NaN and infinity become null.
@@ -197,12 +198,12 @@ class MetricsLogger:
             except RunError as error:  # another program has written to the file meanwhile
                 _LOG.warning("%s: not brought up to date: %s", self.run_dir / CSV_FILE, error)
         values = {name: value for name, value in row.items() if name != "step" and value is not None}
-        if self._tensorboard is not None:
+        if (tensorboard := self._tensorboard) is not None:
             for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, global_step=row["step"])
-            self._tensorboard.flush()
+                _mirror("tensorboard", partial(tensorboard.add_scalar, name, value, global_step=row["step"]))
+            _mirror("tensorboard", tensorboard.flush)
         if self._wandb is not None:
-            self._wandb.log(values, step=row["step"])
+            _mirror("wandb", lambda: self._wandb.log(values, step=row["step"]))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, which has exactly `SUMMARY_KEYS`; an earlier one is replaced in one step.
@@ -215,7 +216,7 @@ class MetricsLogger:
         if self.run_dir is not None:
             files.write_json(self.run_dir / SUMMARY_FILE, _finite(summary))
         if self._wandb is not None:
-            self._wandb.summary.update(dict(summary))
+            _mirror("wandb", lambda: self._wandb.summary.update(dict(summary)))
 
     def checkpoint_path(self, step: int) -> Path | None:
         """Return where the checkpoint after `step` transitions goes; None without a run directory.
@@ -240,9 +241,9 @@ class MetricsLogger:
             self._file.close()
             self._table.close()
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            _mirror("tensorboard", self._tensorboard.close)
         if self._wandb is not None:
-            self._wandb.finish()
+            _mirror("wandb", self._wandb.finish)
 
 
 class _Table:
@@ -399,6 +400,14 @@ def _append(file: io.FileIO, line: bytes) -> None:
     except OSError:
         file.truncate(end)
         raise
+
+
+def _mirror(tracker: str, write: Callable[[], object]) -> None:
+    """Hand a tracker what the files already have: one that fails, by whatever exception, costs its own copy alone."""
+    try:
+        write()
+    except Exception as error:
+        _LOG.warning("%s: not brought up to date: %s", tracker, error)
 
 
 def check_run_dir(run_dir: Path, overwrite: bool) -> None:

@@ -172,6 +172,9 @@ class ReplayBuffer:
         if set(state) != set(_STATE):
             missing, unknown = sorted(set(_STATE) - set(state)), sorted(set(state) - set(_STATE))
             raise ValueError(f"state: expected entries {_STATE}, missing {missing}, unknown {unknown}")
+        for name in ("capacity", "position"):
+            if state[name].dtype != torch.int64 or state[name].ndim:
+                raise ValueError(f"{name}: expected one int64, got {tuple(state[name].shape)} {state[name].dtype}")
         rows, capacity, position = state["rows"], int(state["capacity"]), int(state["position"])
         width = self.rows.shape[1]
         if capacity != self.capacity:

@@ -7,17 +7,17 @@ fresh environments with them.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from sacfast import output
 from sacfast.envs import EnvironmentFault, StepResult, VectorEnv
 from sacfast.types import FloatArray
 
-_LOG = logging.getLogger(__name__)
+_LOG = output.logger(__name__)
 
 PROGRESS_AFTER_SECONDS = 2.0
 """How long `Rollout.restep` works before it shows a progress bar."""
@@ -99,7 +99,12 @@ class Rollout:
         _LOG.info("%s: stepping the environments to where they were: %d steps", self._env.spec.env_id, steps)
         try:
             for action in tqdm(
-                actions[:steps], "environments", unit="step", delay=PROGRESS_AFTER_SECONDS, disable=not progress
+                actions[:steps],
+                "environments",
+                unit="step",
+                delay=PROGRESS_AFTER_SECONDS,
+                disable=not progress,
+                file=output.progress_stream(),
             ):
                 self.send(action)
                 self.recv()

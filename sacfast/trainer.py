@@ -22,25 +22,24 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
-import logging
 import math
+import os
 import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from sacfast import checkpoint
+from sacfast import checkpoint, output, saved
 from sacfast.callbacks import Callback, as_callbacks, asks_to_stop, overriding
 from sacfast.config import STABLE_BASELINES3, SACConfig, TrainConfig
 from sacfast.devices import with_index
@@ -48,20 +47,22 @@ from sacfast.envs import (
     EnvironmentFault,
     EnvSpec,
     EpisodeStatistics,
-    ObservationLeaf,
     environment_seeds,
     make_env,
 )
 from sacfast.evaluate import EvaluationResult, evaluate, record_video
-from sacfast.learner import LearnerGroup, make_learner, side_by_side
+from sacfast.learner import LearnerGroup, make_learner, metric_names, side_by_side
+from sacfast.lock import RunLock
 from sacfast.memory import check_fits
 from sacfast.metrics import (
     CHECKPOINTS,
     CONFIG_FILE,
     MetricsLogger,
+    RunError,
     check_run_dir,
     import_summary_writer,
     import_wandb,
+    read_config,
     versions,
 )
 from sacfast.policy import Policy
@@ -91,7 +92,13 @@ EPISODES_UNCUT = 10
 ENVIRONMENTS = "environments"
 """The group of a checkpoint that brings the environments back."""
 
-_LOG = logging.getLogger(__name__)
+_LOG = output.logger(__name__)
+
+
+class _Stateful(Protocol):
+    """A part of a model whose state a checkpoint holds."""
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None: ...
 
 
 class SAC:
@@ -104,14 +111,17 @@ class SAC:
         learner: parameters, optimiser state and `update`.
         policy: acts as training does.
         summary: of the latest `learn`, as in `summary.json`; None before the first.
+        loaded_from: the checkpoint that `load` or `resume` took; None without one.
     """
 
     config: SACConfig
     train_config: TrainConfig
     spec: EnvSpec
+    loaded_from: Path | None
     _rollout: Rollout | None
     _replay: ReplayBuffer | None
     _logger: MetricsLogger | None
+    _lock: RunLock | None
 
     def __init__(self, env_id: str, **fields: Any) -> None:
         """Build everything that a run needs, so that what is wrong fails here and not after hours.
@@ -150,42 +160,88 @@ class SAC:
 
         Args:
             run_dir: of a run; it may have been moved.
-            **fields: fields of `TrainConfig` to change. What changes collection or updates ends the exactness.
+            **fields: fields of `TrainConfig` to change. What changes collection or updates ends the exactness. `env_id`
+                must be the run's own: a task "module:Name-v0" is named here, or its module imported before, for no
+                code is run because a file says so.
 
         Raises:
-            CheckpointError: no checkpoint is sound, of this run and its task, and whole with its replay buffer.
+            CheckpointError: no checkpoint is sound, of this run and its task, and whole with its replay buffer; or
+                there is none, and other files say that there was one.
+            RunInUseError: another model, of this process or another one, is at work in `run_dir`.
         """
         run_dir = Path(run_dir)
         fields = {**fields, "run_dir": run_dir}
-        config_path = run_dir / CONFIG_FILE
-        config = json.loads(config_path.read_text()) if config_path.is_file() else None
-        if all(path.suffix == ".tmp" for path in (run_dir / CHECKPOINTS).glob(f"{checkpoint.STEP_PREFIX}*")):
-            if config is None:
-                raise checkpoint.CheckpointError(f"{run_dir}: expected a run directory with {CONFIG_FILE}, found none")
-            _LOG.warning("%s has no checkpoint yet: the run starts anew", run_dir)
-            train = TrainConfig.from_dict({**config["train"], **fields, "overwrite": True})
-            return cls.from_config(train, SACConfig.from_dict(config["sac"]))
-        groups = ("learner", "policy", "replay")
-        optional = (ENVIRONMENTS,)
-        path = checkpoint.find(run_dir, groups, lambda manifest: _check_same_run(manifest, config), optional)
-        present = checkpoint.held(checkpoint.read_manifest(path), optional)
-        tensors, manifest = checkpoint.load(path, (*groups, *present), verified=True)
+        TrainConfig.from_dict({"env_id": "any", **fields})  # what is wrong here is no checkpoint's fault
+        saved.check_is_run(run_dir)
+        lock = RunLock(run_dir)
+        with lock.reading():
+            model = cls._take_up(run_dir, fields)
+        model._lock = lock
+        return model
+
+    @classmethod
+    def _take_up(cls, run_dir: Path, fields: Mapping[str, Any]) -> Self:
+        """Build the model of a run's newest sound checkpoint, or that of its start where there is none yet."""
+        config = _config_of_run(run_dir)
+        if config is not None and isinstance(config["train"].get("env_id"), str):
+            saved.check_task_is_known(config["train"]["env_id"], fields.get("env_id"))
+        if not saved.has_no_checkpoint(run_dir):
+            return checkpoint.take(run_dir, lambda path: cls._restore(path, config, fields))
+        if config is None:
+            raise checkpoint.CheckpointError(f"{run_dir}: expected a run directory with {CONFIG_FILE}, found none")
+        own = saved.config_of(CONFIG_FILE, TrainConfig, config["train"])
+        train = TrainConfig.from_dict({**config["train"], **fields, "overwrite": True})
+        model = cls.from_config(train, saved.config_of(CONFIG_FILE, SACConfig, config["sac"]))
+        every = _checkpoint_every(own, model.spec)
+        # The line and the best policy of the same step, which may pass the mark by a row less than it has, come first.
+        saved.check_nothing_is_lost(run_dir, every + own.num_envs if every else math.inf)
+        _LOG.warning("%s has no checkpoint yet: the run starts anew", run_dir)
+        return model
+
+    @classmethod
+    def _restore(cls, path: Path, config: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> Self:
+        """Build the model of a run's checkpoint. Whatever is wrong with the checkpoint is an error of some type."""
+        saved.check_run_manifest(checkpoint.read_manifest(path), config)
+        present = checkpoint.held(checkpoint.read_manifest(path), (ENVIRONMENTS,))
+        tensors, manifest = checkpoint.load(path, groups=("learner", "policy", "replay", *present))
+        train, sac, spec = saved.settings_of(manifest)
+        saved.check_task_is_known(train.env_id, fields.get("env_id"))
+        progress = _Progress.from_json(manifest["progress"], manifest["schema_version"])
+        if not progress.timesteps == manifest["timesteps"] == checkpoint.step_of(path):
+            raise checkpoint.CheckpointError(
+                f"timesteps: expected {checkpoint.step_of(path)}, by the checkpoint's name, got {progress.timesteps} "
+                f"in 'progress' and {manifest['timesteps']}"
+            )
+        saved.check_learner(tensors["learner"], spec, sac)
         model = cls.__new__(cls)
-        model._build(
-            TrainConfig.from_dict({**manifest["train"], **fields}),
-            SACConfig.from_dict(manifest["sac"]),
-            spec=_spec_from_json(manifest["env"]),
-            progress=_Progress.from_json(manifest["progress"]),
-            resumed=True,
-        )
-        model.learner.load_state_dict(tensors["learner"])
-        model.policy.load_state_dict(tensors["policy"])
-        model.replay.load_state_dict(tensors["replay"])
-        model._exploration.bit_generator.state = manifest["exploration"]
+        model._build(TrainConfig.from_dict({**train.to_dict(), **fields}), sac, spec, progress, resumed=True)
+        model.loaded_from = path
+        parts: dict[str, _Stateful] = {"learner": model.learner, "policy": model.policy, "replay": model.replay}
+        for group, part in parts.items():
+            _load_state(part, tensors[group], path, group)
+        model._check_counts()
+        saved.restore_stream(model._exploration, manifest["exploration"])
         model._saved = model._position()
         model._reopen_env(tensors.get(ENVIRONMENTS), manifest["train"])
         _warn_of_changes({**manifest["versions"], "torch threads": manifest["torch_threads"]}, model._conditions())
         return model
+
+    def _check_counts(self) -> None:
+        """Raise CheckpointError unless a checkpoint's transitions, replay buffer and updates belong together."""
+        progress, rows = self._progress, len(self.replay)
+        updates, due = self.learner.gradient_updates, self._schedule.due(progress.collected)
+        if rows > progress.collected:
+            raise checkpoint.CheckpointError(f"progress: collected: expected at least {rows}, got {progress.collected}")
+        if not progress.first_update <= updates <= progress.first_update + due:
+            raise checkpoint.CheckpointError(
+                f"gradient_updates: expected at most {due} after the first {progress.first_update}, got {updates}"
+            )
+        found = set(progress.update_metrics or ())
+        if found != (set(metric_names(self.config)) if updates > progress.first_update else set()):
+            raise checkpoint.CheckpointError(
+                f"progress: update_metrics: expected those of {updates - progress.first_update} updates, got "
+                f"{sorted(found)}"
+            )
 
     def learn(self, total_timesteps: int | None = None, callbacks: Callback | Sequence[Callback] = ()) -> Self:
         """Collect `total_timesteps` transitions and do the gradient updates that are due for them.
@@ -205,6 +261,7 @@ class SAC:
             EnvironmentFault: a reward or observation that is not finite. Nothing of that step is stored.
             FloatingPointError: a loss, gradient or parameter that is not finite; the last checkpoint is from before.
             TrackingError: Weights & Biases, asked for with `wandb`, has refused to begin a run.
+            RunInUseError: another model is at work in `run_dir`, or has been since this one was: see `sacfast.lock`.
             KeyboardInterrupt: at Ctrl-C, after everything was written; at a second Ctrl-C, at once.
             SystemExit: with code 143 at SIGTERM, after everything was written; a second SIGTERM ends the process.
             OSError: the files at the end could not be written. During the run that is a warning.
@@ -284,7 +341,7 @@ class SAC:
         common = {
             "train": self.train_config.to_dict(),
             "sac": self.config.to_dict(),
-            "env": _spec_to_json(self.spec),
+            "env": saved.spec_to_json(self.spec),
             "timesteps": self.timesteps,
             "wall_seconds": self.wall_seconds,
             "versions": versions(),
@@ -298,25 +355,32 @@ class SAC:
         Args:
             path: a checkpoint, or a run directory, whose newest sound checkpoint is taken.
             **fields: fields of `TrainConfig` for what follows. `device` is "auto", `run_dir` None and
-                `overwrite` False unless given here; the others are as they were saved.
+                `overwrite` False unless given here; the others are as they were saved. `env_id` as in `resume`.
 
         Raises:
-            CheckpointError: not a whole checkpoint of a schema that is known, or `env_id` is another task's.
+            CheckpointError: not a whole checkpoint of a schema that is known, `env_id` is another task's, or the task
+                would import a module and is not named.
         """
-        path = checkpoint.find(path)
+        TrainConfig.from_dict({"env_id": "any", **fields})  # what is wrong here is no checkpoint's fault
+        return checkpoint.take(path, lambda found: cls._load(found, fields))
+
+    @classmethod
+    def _load(cls, path: Path, fields: Mapping[str, Any]) -> Self:
+        """Build the model of a checkpoint. Whatever is wrong with the checkpoint is an error of some type."""
         tensors, manifest = checkpoint.load(path, groups=("learner",))
-        task = manifest["train"]["env_id"]
-        if fields.get("env_id", task) != task:
-            raise checkpoint.CheckpointError(f"{path}: env_id: the checkpoint is of {task!r}, got {fields['env_id']!r}")
+        train, sac, spec = saved.settings_of(manifest)
+        saved.check_task_is_known(train.env_id, fields.get("env_id"))
+        saved.check_learner(tensors["learner"], spec, sac)
         machine = {"device": "auto", "run_dir": None, "overwrite": False, "tensorboard": False, "wandb": False}
         model = cls.__new__(cls)
         model._build(
-            TrainConfig.from_dict({**manifest["train"], **machine, **fields}),
-            SACConfig.from_dict(manifest["sac"]),
-            spec=_spec_from_json(manifest["env"]),
+            TrainConfig.from_dict({**train.to_dict(), **machine, **fields}),
+            sac,
+            spec=spec,
             progress=_Progress.after(manifest["timesteps"], manifest["wall_seconds"]),
         )
-        model.learner.load_state_dict(tensors["learner"])
+        model.loaded_from = path
+        _load_state(model.learner, tensors["learner"], path, "learner")
         model._progress.first_update = model.learner.gradient_updates
         return model
 
@@ -338,9 +402,7 @@ class SAC:
     @property
     def checkpoint_every(self) -> int:
         """Transitions from one checkpoint of the run to the next; 0: only at the end."""
-        every, episode = self.train_config.checkpoint_every, self.spec.max_episode_steps or 0
-        uncut = EPISODES_UNCUT * self.train_config.num_envs * episode
-        return max(CHECKPOINT_EVERY, uncut) if every is None else every
+        return _checkpoint_every(self.train_config, self.spec)
 
     @property
     def replay(self) -> ReplayBuffer:
@@ -380,6 +442,8 @@ class SAC:
         self._seeds = _derive_seeds(train.seed)
         self._exploration = np.random.default_rng(self._seeds["exploration"])
         self._rollout = self._replay = self._logger = None
+        self.loaded_from = None
+        self._lock = None if train.run_dir is None else RunLock(train.run_dir)
         self.summary: dict[str, Any] | None = None
         self._schedule = UpdateSchedule(config.utd_ratio, config.learning_starts)
         if spec is None:
@@ -421,7 +485,7 @@ class SAC:
                 batch_size=train.env_batch_size,
                 num_threads=train.env_threads,
             )
-            _check_spec(env.spec, getattr(self, "spec", env.spec))
+            saved.check_spec(env.spec, getattr(self, "spec", env.spec))
             self.spec = env.spec  # that of an earlier version's checkpoint does not hold the observation's layout
             self._rollout = Rollout(env, keeps_actions=train.run_dir is not None)
         return self._rollout
@@ -433,18 +497,18 @@ class SAC:
                 self._progress.env_generation += 1
             self._rollout = None
 
-    def _reopen_env(self, saved: Mapping[str, torch.Tensor] | None, was: Mapping[str, Any]) -> None:
+    def _reopen_env(self, position: Mapping[str, torch.Tensor] | None, was: Mapping[str, Any]) -> None:
         """Open the environments of a resumed run, and step them to where they were if the checkpoint tells how.
 
-        `was`: the settings that the run had.
+        `position`: the checkpoint's group `ENVIRONMENTS`; `was`: the settings that the run had.
         """
         train = self.train_config.to_dict()
         was = {name: was.get(name, train[name]) for name in ("num_envs", "seed", "env_batch_size")}
         changed = [name for name in was if train[name] != was[name]]
         fresh = "the run goes on with fresh environments, not bit for bit"
         rollout = self._open_env()
-        if saved is not None and not changed:
-            if rollout.restep(saved, train["progress"]):
+        if position is not None and not changed:
+            if rollout.restep(position, train["progress"]):
                 return
             _LOG.warning("%s: the environments do not repeat themselves: %s", train["env_id"], fresh)
         elif changed:
@@ -452,12 +516,14 @@ class SAC:
             _LOG.warning("%s: %s", "; ".join(changes), fresh)
         elif train["env_batch_size"] not in (None, train["num_envs"]):
             _LOG.warning("env_batch_size: which of the environments answer first is chance: %s", fresh)
-        if saved is not None:
+        if position is not None:
             self._close_env()
             self._open_env()
 
     def _claim_logger(self) -> MetricsLogger:
-        """Return the writer of the run's files; the first call takes over the run directory."""
+        """Return the writer of the run's files, and lock its directory; the first call takes over the directory."""
+        if self._lock is not None:
+            self._lock.acquire()
         if self._logger is None:
             train = self.train_config
             step = self._progress.reported if self._resumed else None
@@ -466,6 +532,10 @@ class SAC:
                 checkpoint.tidy(train.run_dir / CHECKPOINTS, self.timesteps)
         self._logger.take_back(self._progress.reported)
         return self._logger
+
+    def _release_run_dir(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def _last_timestep(self, total_timesteps: int | None) -> int:
         """Return how many transitions there are after a call of `learn`."""
@@ -658,7 +728,9 @@ def _learn(
     """Run the loops of all models step by step, and make the updates that they ask for together."""
     called = as_callbacks(callbacks)
     lasts = [each._last_timestep(total_timesteps) for each in models]
-    with _torch_threads(ACTING_THREADS), _Signals() as signals:
+    with _torch_threads(ACTING_THREADS), _Signals() as signals, ExitStack() as at_the_end:
+        for model in models:
+            at_the_end.callback(model._release_run_dir)
         bars: Sequence[int | None] = [None] if len(models) == 1 else range(len(models))
         loops = {
             number: _Loop(_Run(model, model._claim_logger(), _Stop(signals), called, last, bar))
@@ -747,6 +819,31 @@ def resolve_device(device: str) -> torch.device:
     return with_index(resolved)
 
 
+_EVALUATION = {
+    "eval_return_mean": saved.optional(saved.number()),
+    "eval_return_std": saved.optional(saved.number(0)),
+    "eval_episodes": saved.integer(0),
+}
+_PROGRESS = {
+    "timesteps": saved.integer(0),
+    "wall_seconds": saved.number(0),
+    "collected": saved.integer(0),
+    "first_update": saved.integer(0),
+    "env_generation": saved.integer(0),
+    "reported": saved.integer(0),
+    "checkpointed": saved.integer(0),
+    "episodes": saved.integer(0),
+    "returns": saved.list_of(saved.number(), RECENT_EPISODES),
+    "lengths": saved.list_of(saved.integer(0), RECENT_EPISODES),
+    "update_metrics": saved.optional(saved.mapping_of(saved.number())),
+    "updates_met": saved.integer(0),
+    "updates_cut": saved.integer(0),
+    "best_return": saved.optional(saved.number()),
+    "evaluation": saved.OBJECT,
+}
+"""What the fields of `_Progress` are in a checkpoint."""
+
+
 @dataclasses.dataclass
 class _Progress:
     """What a model counts while it learns. A checkpoint holds it, so that a resumed run goes on counting."""
@@ -792,13 +889,32 @@ class _Progress:
         return {**values, "returns": list(self.returns), "lengths": list(self.lengths), "update_metrics": metrics}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> _Progress:
-        """Rebuild what `to_json` took. Of schema 2, when all that was due was done at every checkpoint, too."""
+    def from_json(cls, values: Mapping[str, Any], schema_version: int) -> _Progress:
+        """Rebuild what `to_json` took for a checkpoint of this schema.
+
+        Raises CheckpointError for a field that is not what it must be.
+        """
+        if schema_version < 3 and isinstance(values, dict):  # all that was due was done at every checkpoint
+            done = dict.fromkeys(("reported", "checkpointed"), values.get("timesteps"))
+            values = {**done, "updates_met": 0, "updates_cut": 0, **values}
+        saved.check("progress", values, _PROGRESS)
+        evaluation = values["evaluation"]
+        saved.check("progress: evaluation", evaluation, _EVALUATION)
+        if any((evaluation[name] is None) != (evaluation["eval_episodes"] == 0) for name in list(_EVALUATION)[:2]):
+            raise checkpoint.CheckpointError(
+                f"progress: evaluation: expected a return of its episodes, got {evaluation}"
+            )
+        if unknown := sorted(set(values) - {field.name for field in dataclasses.fields(cls)}):
+            raise checkpoint.CheckpointError(f"progress: expected the keys {sorted(_PROGRESS)}, got {unknown} too")
+        for name in ("collected", "reported", "checkpointed"):
+            if values[name] > values["timesteps"]:
+                raise checkpoint.CheckpointError(
+                    f"progress: {name}: expected at most {values['timesteps']}, got {values[name]}"
+                )
         found: dict[str, float] | None = values["update_metrics"]
         metrics = found and Metrics(tuple(found), torch.tensor(list(found.values()), dtype=torch.float64))
         recent = {name: deque(values[name], maxlen=RECENT_EPISODES) for name in ("returns", "lengths")}
-        done = {"reported": values["timesteps"], "checkpointed": values["timesteps"]}
-        return cls(**{**done, **values, **recent, "update_metrics": metrics})
+        return cls(**{**values, **recent, "update_metrics": metrics})
 
 
 class _Run:
@@ -836,6 +952,7 @@ class _Run:
             position=bar,
             mininterval=REFRESH_SECONDS,
             disable=not model.train_config.progress,
+            file=output.progress_stream(),
         )
         self._earlier_seconds = model.wall_seconds
         self._start = time.perf_counter()
@@ -916,11 +1033,12 @@ class _Run:
             "eval_return_std": result.std,
             "eval_episodes": len(result.returns),
         }
-        path = self.logger.best_path()
-        if path is not None and (progress.best_return is None or result.mean > progress.best_return):
+        if progress.best_return is None or result.mean > progress.best_return:
             try:
-                model._save(path, {}, {"evaluation": progress.evaluation})
-                progress.best_return = result.mean
+                path = self.logger.best_path()
+                if path is not None:
+                    model._save(path, {}, {"evaluation": progress.evaluation})
+                    progress.best_return = result.mean
             except OSError as error:
                 _LOG.warning("the best policy so far could not be saved, training goes on: %s", error)
         return result
@@ -1069,6 +1187,11 @@ def _torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _checkpoint_every(train: TrainConfig, spec: EnvSpec) -> int:
+    uncut = EPISODES_UNCUT * train.num_envs * (spec.max_episode_steps or 0)
+    return max(CHECKPOINT_EVERY, uncut) if train.checkpoint_every is None else train.checkpoint_every
+
+
 def _first_rows(transition: Transition, count: int) -> Transition:
     """Return at most `count` rows: a run ends after exactly as many transitions as were asked for."""
     if len(transition.reward) <= count:
@@ -1077,51 +1200,29 @@ def _first_rows(transition: Transition, count: int) -> Transition:
     return Transition(observation[:count], action[:count], reward[:count], next_observation[:count], terminated[:count])
 
 
-def _spec_to_json(spec: EnvSpec) -> dict[str, Any]:
-    values = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
-    return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
+def _config_of_run(run_dir: Path) -> dict[str, Any] | None:
+    """Return what config.json says; None where there is none, or where it cannot be read, which a warning says."""
+    if not os.path.lexists(run_dir / CONFIG_FILE):
+        return None
+    try:
+        return read_config(run_dir)
+    except RunError as error:
+        _LOG.warning("%s; the settings are those of the checkpoint", error)
+        return None
 
 
-def _check_spec(found: EnvSpec, expected: EnvSpec) -> None:
-    """Raise CheckpointError, saying what differs, unless a task is still what it was when it was saved."""
-    if not expected.observation_leaves:
-        expected = dataclasses.replace(expected, observation_leaves=found.observation_leaves)
-    now, then = _spec_to_json(found), _spec_to_json(expected)
-    if differences := [f"{name} was {then[name]}, is {now[name]}" for name in now if now[name] != then[name]]:
-        raise checkpoint.CheckpointError(
-            f"{expected.env_id}: the task is another than was saved: {'; '.join(differences)}"
-        )
+def _load_state(part: _Stateful, state: Mapping[str, torch.Tensor], path: Path, group: str) -> None:
+    """Load a group of a checkpoint; what is refused is a CheckpointError that names the group's file."""
+    try:
+        part.load_state_dict(state)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise checkpoint.CheckpointError(f"{path / group}.safetensors: {error}") from error
 
 
-def _check_same_run(manifest: Mapping[str, Any], config: Mapping[str, Any] | None) -> None:
-    """Raise CheckpointError, saying what differs, unless a checkpoint is of the run with this config.json."""
-    if "progress" not in manifest:
-        raise checkpoint.CheckpointError(
-            "expected a checkpoint of a run (schema_version 2 or 3), got only a learner's state"
-        )
-    if config is None:
-        return
-    pairs = {name: (config["train"][name], manifest["train"][name]) for name in ("env_id", "seed")}
-    pairs |= {name: (config["sac"].get(name), value) for name, value in manifest["sac"].items()}
-    if differences := [
-        f"{name} is {now!r}, of the checkpoint {was!r}" for name, (now, was) in pairs.items() if now != was
-    ]:
-        raise checkpoint.CheckpointError(
-            f"expected a checkpoint of this run, by its {CONFIG_FILE}: {'; '.join(differences)}"
-        )
-
-
-def _warn_of_changes(saved: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+def _warn_of_changes(before: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     for name, value in found.items():
-        if saved.get(name) != value:
-            _LOG.warning("%s was %s, is %s: the run may not go on bit for bit", name, saved.get(name), value)
-
-
-def _spec_from_json(values: dict[str, Any]) -> EnvSpec:
-    bounds = {name: np.asarray(values[name], np.float64) for name in ("action_low", "action_high")}
-    leaves = values.get("observation_leaves", [])  # which checkpoints of earlier versions do not hold
-    observation = tuple(ObservationLeaf(tuple(path), tuple(shape)) for path, shape in leaves)
-    return EnvSpec(**{**values, **bounds, "observation_leaves": observation})
+        if before.get(name) != value:
+            _LOG.warning("%s was %s, is %s: the run may not go on bit for bit", name, before.get(name), value)
 
 
 def _split_fields(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

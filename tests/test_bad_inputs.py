@@ -47,7 +47,7 @@ STATE, THREADS = "test_fused_state.py::", "test_fused_threads.py::"
 FUSED, REFERENCE, REPLAY = "test_fused.py::", "test_reference.py::", "test_replay.py::"
 ENVS, TRAINER, CLI = "test_envs.py::", "test_trainer.py::", "test_cli.py::"
 CHECKPOINT, CONFIG, POLICY = "test_checkpoint.py::", "test_config.py::", "test_policy.py::"
-MEMORY, INTERRUPT = "test_memory.py::", "test_interrupt.py::"
+MEMORY, INTERRUPT, RUN_FILES = "test_memory.py::", "test_interrupt.py::", "test_run_files.py::"
 
 TABLE: dict[str, dict[str, list[str]]] = {
     "fp16, int or complex where unsupported": {
@@ -357,6 +357,10 @@ TABLE: dict[str, dict[str, list[str]]] = {
             CHECKPOINT + "test_another_schema_is_refused",
             CHECKPOINT + "test_a_pickle_is_never_opened",
             INTERRUPT + "test_a_log_of_actions_of_another_form_is_refused",
+            RUN_FILES + "test_a_manifest_that_someone_has_edited_is_passed_over_or_harmless",
+            RUN_FILES + "test_a_header_that_someone_has_edited_is_passed_over_or_harmless",
+            RUN_FILES + "test_a_loaded_model_of_edited_files_is_refused_by_a_checkpoint_error_alone",
+            RUN_FILES + "test_what_is_no_regular_file_is_passed_over",
             TRAINER + "test_a_checkpoint_that_is_none_is_refused",
         ],
         "cli": [CLI + "test_bad_usage_is_one_line_that_says_what_is_allowed"],

@@ -1,16 +1,21 @@
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
-from sacfast import cli, metrics, ops, trainer
+from sacfast import checkpoint, cli, files, metrics, ops, trainer
+from sacfast.checkpoint import CheckpointError
 from sacfast.config import BACKENDS, SACConfig, TrainConfig
 from sacfast.trainer import SAC
 
@@ -319,8 +324,90 @@ def test_a_faulty_environment_fails_the_command_and_keeps_what_was_learned(
     assert "environment 0 gave reward = nan at step 30" in error
     assert str(run_dir) in error
     assert error.count("\n") == 1
+    assert f"; what was learned is in {run_dir}\n" in error
     assert json.loads((run_dir / "summary.json").read_text())["status"] == "environment_fault"
     assert len(list((run_dir / "checkpoints").iterdir())) == 1
+
+
+def test_a_run_that_fails_says_which_checkpoint_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save, saves = checkpoint.save, []
+
+    def fail_later(path: Path, *arguments: Any) -> Path:
+        saves.append(path)
+        if len(saves) > 1:
+            raise OSError(28, "No space left on device")
+        return save(path, *arguments)
+
+    monkeypatch.setattr(checkpoint, "save", fail_later)
+    flags = ["--total-timesteps", "60", "--checkpoint-every", "40", "--evaluation-episodes", "0"]
+    assert train(tmp_path / "run", *flags) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith(f"No space left on device; {tmp_path / 'run'} has a checkpoint after 40 of 60 transitions")
+
+
+OWN_TASK = """
+import gymnasium, numpy as np
+from pathlib import Path
+Path(__file__).with_name("imported").touch()
+class Own(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+    def step(self, action):
+        return np.zeros(1, np.float32), 1.0, False, False, {}
+gymnasium.register("OwnTask-v0", entry_point=Own, max_episode_steps=10, disable_env_checker=True)
+"""
+
+
+@pytest.fixture
+def own_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A run of own_task:OwnTask-v0, whose module leaves the file "imported" beside it; as if in a new process."""
+    (tmp_path / "own_task.py").write_text(OWN_TASK)
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = ["--env-id", "own_task:OwnTask-v0", "--run-dir", str(tmp_path / "run"), "--total-timesteps", "40"]
+    assert cli.main(["train", *flags, *QUICK]) == 0
+    del sys.modules["own_task"]
+    del gymnasium.registry["OwnTask-v0"]
+    (tmp_path / "imported").unlink()
+    yield tmp_path / "run"
+    sys.modules.pop("own_task", None)
+    gymnasium.registry.pop("OwnTask-v0", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "checkpoints"), [("evaluate", True), ("train --resume", True), ("train --resume", False)]
+)
+def test_a_module_is_imported_only_where_the_user_names_it(
+    own_run: Path, arguments: str, checkpoints: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not checkpoints:
+        for path in ("checkpoints", "metrics.jsonl", "summary.json"):
+            files.remove(own_run / path)
+    capsys.readouterr()
+    more = ["--episodes", "1"] if arguments == "evaluate" else ["--no-progress", "--total-timesteps", "60"]
+    command = [*arguments.split(), str(own_run), *more]
+    assert cli.main(command) == 2
+    error = capsys.readouterr().err
+    assert "env_id: 'own_task:OwnTask-v0' imports the module 'own_task'" in error
+    assert "--env-id own_task:OwnTask-v0" in error
+    assert cli.main([*command, "--env-id", "other:OwnTask-v0"]) == 2
+    assert "env_id: the checkpoint is of 'own_task:OwnTask-v0', got 'other:OwnTask-v0'" in capsys.readouterr().err
+    assert not own_run.with_name("imported").exists()
+    assert cli.main([*command, "--env-id", "own_task:OwnTask-v0"]) == 0
+    assert own_run.with_name("imported").exists()
+
+
+def test_a_module_that_is_imported_already_needs_no_name(own_run: Path) -> None:
+    for build in (SAC.load, SAC.resume):
+        with pytest.raises(CheckpointError, match="imports the module 'own_task'"):
+            build(own_run)
+        assert build(own_run, env_id="own_task:OwnTask-v0").timesteps == 40
+    importlib.import_module("own_task")
+    assert SAC.load(own_run).evaluate(1).mean == 10.0
+    assert SAC.resume(own_run).learn(20).timesteps == 60
 
 
 def test_ctrl_c_ends_the_command_with_its_files_whole(tmp_path: Path) -> None:

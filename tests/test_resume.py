@@ -158,9 +158,9 @@ def test_a_damaged_checkpoint_is_passed_over(
     damage(newest / f"{name}.{'json' if name == 'manifest' else 'safetensors'}")
     resumed = SAC.resume(cut)
     assert resumed.timesteps == 200
-    if name != "manifest" or damage is not Path.unlink:  # without a manifest it is no checkpoint at all
-        assert str(newest / name) in caplog.text
-        assert f"taken instead: {older}" in caplog.text
+    assert f"checkpoint passed over: {newest}" in caplog.text
+    assert f"{name}." in caplog.text
+    assert f"taken instead: {older}" in caplog.text
     resumed.learn()
     shutil.rmtree(cut / "checkpoints" / f"{newest.name}.damaged")
     assert_same_run(whole, resumed)
@@ -194,7 +194,7 @@ def test_when_all_are_damaged_nothing_is_done(cut: Path) -> None:
 def test_a_run_whose_checkpoints_lost_their_manifests_does_not_start_anew(cut: Path) -> None:
     for path in cut.glob("checkpoints/*/manifest.json"):
         path.unlink()
-    with pytest.raises(CheckpointError, match="expected a checkpoint, or a run directory with checkpoints"):
+    with pytest.raises(CheckpointError, match=r"found no checkpoint that can be taken: .*manifest\.json, found none"):
         SAC.resume(cut)
 
 
@@ -444,6 +444,8 @@ def test_a_last_save_that_fails_is_an_error(tmp_path: Path, capsys: pytest.Captu
         assert cli.main([*command(tmp_path / "again")[3:], *flags]) == 1
     error = capsys.readouterr().err
     assert "File too large" in error
+    assert f"; {tmp_path / 'again'} has no checkpoint\n" in error
+    assert "what was learned" not in error
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
 
 

@@ -34,11 +34,13 @@ ALLOWED = {
     "ops": {"_ext"},
     "networks": {"types", "config", "memory", "ops"},
     "files": set(),
-    "checkpoint": {"files"},
-    "metrics": {"checkpoint", "files", ""},  # "": the package itself, for its version
+    "output": set(),
+    "lock": {"files", "output"},
+    "checkpoint": {"files", "output"},
+    "metrics": {"checkpoint", "files", "output", ""},  # "": the package itself, for its version
     "saved": {"checkpoint", "config", "envs", "files", "metrics"},
     "evaluate": {"envs", "scalars", "types"},
-    "rollout": {"envs", "types"},
+    "rollout": {"envs", "output", "types"},
 }
 
 

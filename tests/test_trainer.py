@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from sacfast import SAC, checkpoint, trainer
+from sacfast import SAC, checkpoint, saved
 from sacfast.config import BACKENDS, SACConfig, TrainConfig
 from sacfast.envs import EnvironmentFault, make_env
 from sacfast.metrics import SUMMARY_KEYS
@@ -548,10 +548,10 @@ def test_predict_refuses_what_is_no_number(observation: Any) -> None:
 def test_a_checkpoint_without_the_layout_is_as_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As earlier versions wrote it."""
     env_id = task_with("dictionary")
-    now = trainer._spec_to_json
+    now = saved.spec_to_json
     with monkeypatch.context() as patch:
         without = "observation_leaves"
-        patch.setattr(trainer, "_spec_to_json", lambda spec: {key: v for key, v in now(spec).items() if key != without})
+        patch.setattr(saved, "spec_to_json", lambda spec: {key: v for key, v in now(spec).items() if key != without})
         model = small(env_id=env_id, run_dir=tmp_path, evaluation_episodes=0).learn(60)
     assert "observation_leaves" not in checkpoint.read_manifest(checkpoint.find(tmp_path))["env"]
     observation = gymnasium.make(env_id).reset(seed=1)[0]

@@ -302,6 +302,7 @@ def _train(arguments: Sequence[str]) -> int:
     if options.num_seeds < 1:
         raise UsageError(f"num_seeds: expected an int >= 1, got {options.num_seeds}")
 
+    from sacfast.envs import EnvironmentFault
     from sacfast.trainer import SAC
 
     runs = _runs_of_seeds(options.run, options.num_seeds)
@@ -309,6 +310,9 @@ def _train(arguments: Sequence[str]) -> int:
         models = [SAC.from_config(run, options.algorithm) for run in runs]
     except (TypeError, ValueError, OSError, MemoryError) as error:
         raise UsageError(_one_line(error)) from error
+    except EnvironmentFault as fault:
+        print(f"sacfast train: {_one_line(fault)}", file=sys.stderr)
+        return FAILED
     return _learn(models)
 
 

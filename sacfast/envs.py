@@ -118,11 +118,14 @@ class StepResult(NamedTuple):
 
 
 class EnvironmentFault(RuntimeError):
-    """An environment gave an observation or a reward that is not finite."""
+    """An environment gave an observation or a reward that is not finite, or an observation its space does not have."""
 
-    def __init__(self, env_id: str, env_index: int, step: int, quantity: str, value: float) -> None:
+    def __init__(
+        self, env_id: str, env_index: int, step: int, quantity: str, value: object, expected: str = ""
+    ) -> None:
         """Name the environment `env_index`, the `step` of its episode (0: its reset) and the `quantity`."""
-        super().__init__(f"{env_id}: environment {env_index} gave {quantity} = {value} at step {step} of its episode")
+        what = f"{env_id}: environment {env_index} gave {quantity} = {value} at step {step} of its episode"
+        super().__init__(f"{what}; expected {expected}" if expected else what)
         self.env_index = env_index
         self.step = step
         self.quantity = quantity
@@ -469,6 +472,7 @@ class GymnasiumVectorEnv(VectorEnv):
         self._vector: Any = vector
         if names := _keepers_of_statistics(vector.envs[0]):
             _warn_of_statistics(env_id, names)
+        vector.envs[:] = [_watched(env, env_id, index) for index, env in enumerate(vector.envs)]
         task = vector.envs[0].spec
         limit = None if task is None else task.max_episode_steps
         spec = EnvSpec(env_id, "gymnasium", self._layout.dimension, len(low), low, high, limit, self._layout.leaves)
@@ -515,6 +519,85 @@ class GymnasiumVectorEnv(VectorEnv):
 
     def _shut_down(self) -> None:
         self._vector.close()
+
+
+class _Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Names an environment whose `reset` or `step` returns what does not fit its observation space.
+
+    Without it that fails further on, by whatever it lacks.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], env_id: str, index: int, shapes: bool) -> None:
+        """Watch environment `index` of the task, and the `shapes` of its observations too."""
+        super().__init__(env)
+        self._env_id, self._index, self._shapes = env_id, index, shapes
+        self._step = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self._step = 0
+        result = self.env.reset(seed=seed, options=options)
+        self._check(result, "reset()", ("observation", "info"))
+        return result
+
+    def step(self, action: Any) -> Any:
+        self._step += 1
+        result = self.env.step(action)
+        self._check(result, "step()", ("observation", "reward", "terminated", "truncated", "info"))
+        return result
+
+    def _check(self, result: Any, call: str, fields: tuple[str, ...]) -> None:
+        where = self._env_id, self._index, self._step
+        if not isinstance(result, tuple | list) or len(result) != len(fields):
+            found = f"{len(result)} values" if isinstance(result, tuple | list) else _brief(result)
+            raise EnvironmentFault(*where, call, found, f"({', '.join(fields)})")
+        if (misfit := _misfit(self.observation_space, result[0], "observation", self._shapes)) is not None:
+            name, found, expected = misfit
+            raise EnvironmentFault(*where, f"{call}'s {name}", found, f"{expected}, as its observation_space says")
+
+
+def _watched(env: gymnasium.Env[Any, Any], env_id: str, index: int) -> gymnasium.Env[Any, Any]:
+    """Watch an environment around its wrappers and within them: Gymnasium's own fail by what is None or lacks a key.
+
+    A wrapper may mend a shape, so shapes count around them alone.
+    """
+    wrapper = env
+    while isinstance(wrapper, gymnasium.Wrapper) and isinstance(wrapper.env, gymnasium.Wrapper):
+        wrapper = wrapper.env
+    if isinstance(wrapper, gymnasium.Wrapper):
+        wrapper.env = _Watched(wrapper.env, env_id, index, shapes=False)
+    return _Watched(env, env_id, index, shapes=True)
+
+
+def _misfit(space: gymnasium.Space[Any], observation: Any, name: str, shapes: bool) -> tuple[str, str, str] | None:
+    """Return name, content and expected form of an entry that `space` does not have, None where there is none."""
+    if isinstance(space, gymnasium.spaces.Dict):
+        if not isinstance(observation, Mapping):
+            return name, _brief(observation), f"a dictionary of {', '.join(space.spaces)}"
+        entries = ((each, observation.get(key), f"{name}.{key}", shapes) for key, each in space.spaces.items())
+        return next((misfit for entry in entries if (misfit := _misfit(*entry)) is not None), None)
+    if not isinstance(space, gymnasium.spaces.Box) or (observation is not None and not shapes):
+        return None
+    array = observation if isinstance(observation, np.ndarray) else _as_array(observation)
+    if array is not None and array.shape == space.shape and array.dtype.kind in "fiub":
+        return None
+    return name, _brief(observation), f"numbers of shape {space.shape}"
+
+
+def _as_array(value: Any) -> _Array | None:
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _brief(value: Any) -> str:
+    """Describe what should have been numbers, without all of them."""
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return f"an array of shape {tuple(shape)} and dtype {getattr(value, 'dtype', 'unknown')}"
+    return (
+        f"a dictionary of {', '.join(map(str, value)) or 'nothing'}" if isinstance(value, Mapping) else f"{value!r:.80}"
+    )
 
 
 def make_env(

@@ -410,6 +410,21 @@ def test_a_module_that_is_imported_already_needs_no_name(own_run: Path) -> None:
     assert SAC.resume(own_run).learn(20).timesteps == 60
 
 
+def test_an_environment_without_an_observation_fails_the_command_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = FAULTY.replace("Faulty-v0", "Empty-v0").replace("return np.zeros(1, np.float32), {}", "return None, {}")
+    assert "return None, {}" in task
+    (tmp_path / "empty_task.py").write_text(task)
+    monkeypatch.syspath_prepend(tmp_path)
+    run_dir = tmp_path / "run"
+    assert cli.main(["train", "--env-id", "empty_task:Empty-v0", "--run-dir", str(run_dir), *QUICK]) == 1
+    error = capsys.readouterr().err
+    assert "empty_task:Empty-v0: environment 0 gave reset()'s observation = None at step 0 of its episode" in error
+    assert error.count("\n") == 1
+    assert not run_dir.exists()
+
+
 def test_ctrl_c_ends_the_command_with_its_files_whole(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     flags = ["--env-id", "Pendulum-v1", "--run-dir", str(run_dir), "--total-timesteps", "10000000"]

@@ -685,6 +685,86 @@ def test_numbers_may_be_whole_ones_of_any_kind(kind):
             np.testing.assert_array_equal(env.reset()[0], other.reset()[0])
 
 
+class _Misfit(gymnasium.Env[Any, Any]):
+    """Returns from `reset` or `step` what it is told to, in place of the result or of the observation in it."""
+
+    action_space = _VECTOR
+
+    def __init__(self, call: str, result: Any = None, observation: Any = None, nested: bool = False) -> None:
+        self.broken_call, self.result, self.observation, self.nested = call, result, observation, nested
+        box = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
+        self.observation_space = gymnasium.spaces.Dict({"b": box, "a": _VECTOR}) if nested else box
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return self._returned("reset", ({},))
+
+    def step(self, action: np.ndarray) -> Any:
+        return self._returned("step", (0.0, False, False, {}))
+
+    def _returned(self, call: str, rest: tuple[Any, ...]) -> Any:
+        if call == self.broken_call:
+            return (self.observation, *rest) if self.result is None else self.result
+        vector = np.zeros(3, np.float32)
+        return {"b": vector, "a": vector[:2]} if self.nested else vector, *rest
+
+
+def _reset_and_step(env: VectorEnv) -> np.ndarray:
+    env.reset()
+    return env.step(np.zeros((2, 2), np.float32)).observation
+
+
+@pytest.mark.parametrize("checked", [True, False], ids=["gymnasium checks", "unchecked"])
+@pytest.mark.parametrize("limit", [None, 9], ids=["no limit", "limit"])
+@pytest.mark.parametrize("call", ["reset", "step"])
+@pytest.mark.parametrize(
+    ("broken", "found"),
+    [
+        ({}, r"observation = None .*; expected numbers of shape \(3,\)"),
+        ({"observation": "left"}, r"observation = 'left' .*; expected numbers of shape \(3,\)"),
+        ({"observation": np.zeros((1, 3))}, r"observation = an array of shape \(1, 3\) and dtype float64 .* \(3,\)"),
+        ({"observation": np.zeros(2), "nested": True}, r"observation = an array .*; expected a dictionary of a, b"),
+        ({"observation": {"b": np.zeros(3)}, "nested": True}, r"observation.a = None .* of shape \(2,\)"),
+        ({"observation": {"a": np.zeros(2), "b": 1.0}, "nested": True}, r"observation.b = 1.0 .* of shape \(3,\)"),
+    ],
+)
+def test_an_observation_that_its_space_does_not_have_is_named(register, broken, found, call, limit, checked):
+    env_id = register(_Misfit, limit, call=call, **broken)
+    gymnasium.registry[env_id].disable_env_checker = not checked
+    step = 0 if call == "reset" else 1
+    with make_env(env_id, 2, seed=0) as env:
+        pattern = rf"^{env_id}: environment 0 gave {call}\(\)'s {found}, as its observation_space says$"
+        with pytest.raises(EnvironmentFault, match=pattern) as caught:
+            _reset_and_step(env)
+    assert (caught.value.env_index, caught.value.step) == (0, step)
+
+
+@pytest.mark.parametrize(
+    ("call", "result", "message"),
+    [
+        ("reset", np.zeros(3), r"gave reset\(\) = an array of shape \(3,\) .*; expected \(observation, info\)"),
+        (
+            "step",
+            (np.zeros(3), 0.0, False, {}),
+            r"gave step\(\) = 4 values at step 1 .*; expected \(observation, reward,",
+        ),
+    ],
+)
+def test_a_result_of_another_form_is_named(register, call, result, message):
+    env_id = register(_Misfit, 9, call=call, result=result)
+    gymnasium.registry[env_id].disable_env_checker = True
+    with make_env(env_id, 2, seed=0) as env, pytest.raises(EnvironmentFault, match=message):
+        _reset_and_step(env)
+
+
+def test_a_shape_that_a_wrapper_mends_is_no_fault(register):
+    def mended(**kwargs: Any) -> gymnasium.Env:
+        space = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
+        return gymnasium.wrappers.TransformObservation(_Misfit(**kwargs), lambda each: each.reshape(3), space)
+
+    with make_env(register(mended, call="step", observation=np.ones((1, 3), np.float32)), 2, seed=0) as env:
+        assert (_reset_and_step(env) == 1).all()
+
+
 def _normalised(**kwargs: Any) -> gymnasium.Env:
     return gymnasium.wrappers.NormalizeReward(gymnasium.wrappers.NormalizeObservation(_Chain(**kwargs)))
 

@@ -51,7 +51,8 @@ class Engine(Protocol):
         `actor` [P] has the actor's parameters: the updates start from them, and leave there what results. All are on
         the engine's device, and contiguous.
 
-        Raises FloatingPointError when a loss or a gradient was not finite; the state is that of before this update.
+        Raises FloatingPointError when a loss, a gradient or a second moment of an optimiser was not finite; the state
+        is that of before this update.
         """
         ...
 

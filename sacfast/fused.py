@@ -151,8 +151,9 @@ class FusedLearner:
 
         Raises TypeError and ValueError as `Learner.update` says; RuntimeError when another thread is at work on this
         learner, when this process was forked from the one that made it, or when the actor's parameters lie elsewhere
-        than they were made; FloatingPointError when a loss or a gradient is not finite: its message names it and the
-        update, and the parameters, optimisers and targets are those from before that update.
+        than they were made; FloatingPointError when a loss, a gradient or an optimiser's second moment is not finite:
+        its message names it and the update, and the parameters, optimisers and targets are those from before that
+        update.
         """
         check_update_arguments(replay, gradient_steps, self.config.batch_size)
         sums = self._no_metrics()

@@ -177,9 +177,9 @@ class ReferenceLearner:
         ValueError when it is negative or when `replay` holds fewer transitions than one minibatch, both for a
         minibatch of another shape, dtype or device; RuntimeError when another thread is at work on this learner, when
         this process was forked from the one that made it, or when a network's parameters lie elsewhere than they were
-        made. On the CPU FloatingPointError when a loss or a
-        gradient is not finite: that step and those after it are not made, the steps before it of that update are.
-        On CUDA, where to look would mean to wait, the metrics show it.
+        made. On the CPU FloatingPointError when a loss, a gradient or an optimiser's second moment is not finite: that
+        step and those after it are not made, the steps before it of that update are. On CUDA, where to look would mean
+        to wait, the metrics show it.
         """
         check_update_arguments(replay, gradient_steps, self.config.batch_size)
         with self._at_work():
@@ -303,6 +303,8 @@ class ReferenceLearner:
         gap = mean_log_prob + self.target_entropy
         loss = -self.log_alpha * gap
         self._log_alpha_grad.copy_(-gap)  # the loss is linear in log_alpha
+        if self.device.type == "cpu" and not torch.compiler.is_compiling():
+            self._check_moment("alpha", "log_alpha", self._log_alpha_grad, abs(float(gap)))
         self._optimizers["alpha"].step()
         return {"alpha_loss": loss}
 
@@ -319,8 +321,19 @@ class ReferenceLearner:
         if self.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check_finite(f"{name}_loss", loss.detach())
             # The largest magnitude: one pass, and NaN if there is one.
-            self._check_finite(f"the gradient of {name}", torch.linalg.vector_norm(network.flat_grad, math.inf))
+            largest = torch.linalg.vector_norm(network.flat_grad, math.inf)
+            self._check_finite(f"the gradient of {name}", largest)
+            self._check_moment(name, name, network.flat_grad, float(largest))
         self._optimizers[name].step()
+
+    def _check_moment(self, name: str, what: str, gradient: Tensor, largest: float) -> None:
+        """Raise if a step would make the second moment infinite: the parameter would never move again."""
+        if largest * largest <= torch.finfo(gradient.dtype).max:
+            return  # a mean of what is representable is so too
+        (state,) = self._optimizers[name].state.values()
+        beta2 = self.config.adam_betas[1]
+        moment = (beta2 * state["exp_avg_sq"]).addcmul(gradient * (1 - beta2), gradient)
+        self._check_finite(f"the optimiser state of {what}", torch.linalg.vector_norm(moment, math.inf))
 
     def _check_finite(self, what: str, value: Tensor) -> None:
         if not math.isfinite(value):

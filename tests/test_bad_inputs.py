@@ -332,6 +332,7 @@ TABLE: dict[str, dict[str, list[str]]] = {
             STATE + "test_a_bad_transition_among_good_ones",
             STATE + "test_a_state_that_leads_to_numbers_that_are_not_finite",
             HERE + "test_the_reference_takes_on_no_bad_number",
+            HERE + "test_an_overflow_in_the_temperatures_optimiser_is_named",
         ],
         "trainer": [
             TRAINER + "test_a_number_that_is_not_finite_stops_the_run",
@@ -1170,6 +1171,19 @@ BAD_STATES = [
         {"critic.q1.layers.0.weight": 0.0, "critic.q1.layers.0.bias": 2e-38, "critic.q1.layers.1.weight": 1e38},
         "the gradient of critic",
     ),
+    # The gradient is finite, at 1e24, but its square is not.
+    (
+        {"hidden_sizes": (8,)},
+        None,
+        {"critic.q1.layers.0.weight": 0.0, "critic.q1.layers.0.bias": 1e-28, "critic.q1.layers.1.weight": 1e24},
+        "the optimiser state of critic",
+    ),
+    (
+        {"hidden_sizes": (8,)},
+        None,
+        {"actor.layers.0.weight": 0.0, "actor.layers.0.bias": 1e-29, "actor.layers.1.weight": 1e24},
+        "the optimiser state of actor",
+    ),
 ]
 
 
@@ -1193,6 +1207,15 @@ def test_the_reference_takes_on_no_bad_number(
     assert learner.gradient_updates == 2
     after = learner.state_dict()
     assert all(value.isfinite().all() for name, value in after.items() if name not in entries)
+
+
+@every_learner
+def test_an_overflow_in_the_temperatures_optimiser_is_named(make: Callable[..., Learner]) -> None:
+    learner = make({"target_entropy": 1e25})
+    with pytest.raises(FloatingPointError, match=r"^update 1: the optimiser state of log_alpha is not finite;"):
+        learner.update_batch(random_batch(0))
+    state = learner.state_dict()
+    assert state["alpha_optimizer.exp_avg_sq"] == state["alpha_optimizer.step"] == state["log_alpha"] == 0
 
 
 # ---- Replay --------------------------------------------------------------------------------------------------------

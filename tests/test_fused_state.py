@@ -565,6 +565,15 @@ BIG, TINY = 1e38, 2e-38
             1e3,
             "the gradient of critic.q2.layers.0.weight",
         ),
+        # The gradient is finite, at 1e24, but its square is not.
+        (
+            {"hidden_sizes": (8,)},
+            {"critic.q1.layers.0.weight": 0.0, "critic.q1.layers.0.bias": 1e-25, "critic.q1.layers.1.weight": 1e24},
+            1.0,
+            "the optimiser state of critic.q1.layers.0.weight",
+        ),
+        # A moment that is infinite already: the parameter would never move again.
+        ({}, {"critic_optimizer.exp_avg_sq": float("inf")}, 1.0, "the optimiser state of critic.q1.layers.0.weight"),
         # From here on the critics' step was made. The log-std at x overflows; at x' = 0 the policy is harmless.
         (
             {"hidden_sizes": (), "log_std_bounding": "none"},
@@ -582,6 +591,13 @@ BIG, TINY = 1e38, 2e-38
             1e5,
             "the gradient of actor.layers.0.weight",
         ),
+        (
+            {"hidden_sizes": (8,)},
+            {"actor.layers.0.weight": 0.0, "actor.layers.0.bias": 1e-26, "actor.layers.1.weight": 1e24},
+            1.0,
+            "the optimiser state of actor.layers.0.weight",
+        ),
+        ({}, {"alpha_optimizer.exp_avg_sq": float("inf")}, 1.0, "the optimiser state of log_alpha"),
     ],
 )
 @pytest.mark.parametrize("threads", [1, 2])

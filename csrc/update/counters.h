@@ -42,18 +42,25 @@ SACFAST_HD bool target_is_due(const UpdateCounters& counters, std::int64_t inter
   return (counters.gradient_updates + 1) % interval == 0;
 }
 
-// A tensor of parameters as a number, in the order of networks and layers: for the first whose gradient is not finite.
+// What an optimiser's step met that is not finite, as a number, in the order of networks and layers, so that the first
+// can be named: the gradient of a tensor of parameters, or, where that is finite, the optimiser's second moment, which
+// a large gradient's square overflows. Such a parameter would never move again.
 constexpr std::int64_t kMostLayers = std::int64_t{1} << 32;
 constexpr std::int64_t kNoTensor = std::int64_t{1} << 62;
 
-SACFAST_HD std::int64_t tensor_number(Network network, std::int64_t layer, bool is_bias) {
-  return (static_cast<std::int64_t>(network) * kMostLayers + layer) * 2 + (is_bias ? 1 : 0);
+SACFAST_HD std::int64_t tensor_number(Network network, std::int64_t layer, bool is_bias, bool is_moment) {
+  return ((static_cast<std::int64_t>(network) * kMostLayers + layer) * 2 + (is_bias ? 1 : 0)) * 2 + (is_moment ? 1 : 0);
 }
 
-inline std::string gradient_name(std::int64_t tensor) {
+inline std::string tensor_name(std::int64_t number) {
   constexpr const char* kPrefixes[kNetworks] = {"actor", "critic.q1", "critic.q2", "value"};
-  return std::string("the gradient of ") + kPrefixes[tensor / 2 / kMostLayers] + ".layers." +
-         std::to_string(tensor / 2 % kMostLayers) + (tensor % 2 == 0 ? ".weight" : ".bias");
+  const std::int64_t tensor = number / 2, layer = tensor / 2;
+  return std::string(number % 2 == 0 ? "the gradient of " : "the optimiser state of ") +
+         kPrefixes[layer / kMostLayers] + ".layers." + std::to_string(layer % kMostLayers) +
+         (tensor % 2 == 0 ? ".weight" : ".bias");
 }
+
+// The same of the temperature.
+constexpr const char* kTemperatureMoment = "the optimiser state of log_alpha";
 
 }  // namespace sacfast::SACFAST_ISA

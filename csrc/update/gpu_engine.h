@@ -21,8 +21,10 @@ inline std::string fault_name(std::int64_t fault) {
       return "actor_loss";
     case kFaultOfValueLoss:
       return "value_loss";
+    case kFaultOfTemperature:
+      return kTemperatureMoment;
     default:
-      return gradient_name(fault - kFaultOfTensor);
+      return tensor_name(fault - kFaultOfTensor);
   }
 }
 

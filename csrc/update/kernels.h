@@ -20,7 +20,7 @@ namespace sacfast::SACFAST_ISA {
 
 // What was not finite; further values are kFaultOfTensor + tensor_number.
 constexpr std::int64_t kNoFault = 0, kFaultOfCriticLoss = 1, kFaultOfActorLoss = 2, kFaultOfValueLoss = 3;
-constexpr std::int64_t kFaultOfTensor = 4;
+constexpr std::int64_t kFaultOfTemperature = 4, kFaultOfTensor = 5;
 
 // Adam steps of an update: of each network, and of the temperature.
 constexpr int kOfTemperature = kNetworks, kSteps = kNetworks + 1;
@@ -46,7 +46,7 @@ struct GpuScalars {
   T alpha;
   AdamFactors<T> factors[kSteps];
   bool target_is_due;
-  std::int64_t bad_critic, bad_policy;  // tensors whose gradient is not finite
+  std::int64_t bad_critic, bad_policy;  // tensor_number of the first that is not finite
 };
 
 // From the first learner's memory to that of the one a block works for.
@@ -294,13 +294,18 @@ struct Finish : Body<T> {
     }
     if (scalars.fault != kNoFault) return;
 
-    UpdateCounters& counters = scalars.counters;
+    UpdateCounters counters = scalars.counters;
     if (learn_alpha) {
       metric(Metric::kAlphaLoss) =
           step_temperature(counters, static_cast<T>(log_prob_mean), target_entropy, scalars.factors[kOfTemperature]);
+      if (!is_finite(counters.log_alpha_exp_avg_sq)) {
+        scalars.fault = kFaultOfTemperature;
+        return;
+      }
     }
     count_update(counters, value != nullptr, deterministic_policy, scalars.next_noise != nullptr,
                  scalars.noise != nullptr);
+    scalars.counters = counters;
     scalars.now ^= 1;
     ++scalars.step;
     ++scalars.updates;
@@ -497,9 +502,10 @@ struct Descent {
       const T now = here(target)[at];
       here(next_target)[at] = scalars.target_is_due ? polyak_element(now, after.parameter, tau) : now;
     }
-    if (gradient - gradient == T(0)) return;
-    const bool is_critic = network == Network::kQ1 || network == Network::kQ2;
-    keep_smallest(is_critic ? &scalars.bad_critic : &scalars.bad_policy, tensor_number(network, layer, col == inputs));
+    if (after.exp_avg_sq - after.exp_avg_sq == T(0)) return;
+    const bool is_critic = network == Network::kQ1 || network == Network::kQ2, is_moment = gradient - gradient == T(0);
+    keep_smallest(is_critic ? &scalars.bad_critic : &scalars.bad_policy,
+                  tensor_number(network, layer, col == inputs, is_moment));
   }
 };
 

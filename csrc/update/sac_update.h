@@ -10,7 +10,8 @@
 
 namespace sacfast {
 
-// Returns false when a loss or a gradient is not finite; the engine then sees to it that every parameter is as it was.
+// Returns false when a loss, a gradient or an optimiser's second moment is not finite; the engine then sees to it that
+// every parameter is as it was.
 template <class Worker>
 bool sac_update(Worker& worker, const UpdateSettings& settings) {
   // 0. The minibatch, and alpha = exp(log_alpha) as it is before the update.

@@ -174,7 +174,7 @@ struct SharedProduct {
   explicit SharedProduct(std::vector<Block> of) : blocks(std::move(of)) {}
 };
 
-// The first tensor whose gradient a thread found not to be finite.
+// The first tensor whose gradient or second moment a thread found not to be finite.
 struct alignas(64) BadTensor {
   std::int64_t number = kNoTensor;
 };
@@ -499,6 +499,7 @@ class Worker {
         metric(Metric::kAlphaLoss) =
             step_temperature(counters, static_cast<T>(job_.mean_log_prob), static_cast<T>(settings_.target_entropy),
                              factors(settings_.alpha_lr, counters.alpha_steps + 1));
+        if (!std::isfinite(counters.log_alpha_exp_avg_sq)) return std::string(kTemperatureMoment);
       }
       s_.commit(moves_target());
       count_update(counters, settings_.value_network, settings_.deterministic_policy, job_.work->next_noise != nullptr,
@@ -787,8 +788,8 @@ class Worker {
     bool moves_target;
     T tau;
 
-    // For `rows` rows of a panel's gradient, parameters from `at` on. Returns zero, or NaN if a gradient was not
-    // finite.
+    // For `rows` rows of a panel's gradient, parameters from `at` on. Returns zero, or NaN if a second moment became
+    // infinite or NaN, as it does with a gradient that is.
     V operator()(std::int64_t at, const T* gradients, std::int64_t rows, std::int64_t vectors) const {
       const Descent self = *this;  // stores cannot change a copy, so it stays in registers
       V bad{};
@@ -796,10 +797,10 @@ class Worker {
       const std::int64_t stride = kPanel<T> / vectors;
       for (std::int64_t i = 0; i < rows * kPanel<T>; i += stride) {
         const V gradient = load<V>(gradients + i);
-        bad += gradient - gradient;
         const AdamState<V> before = {load<V>(self.parameter + at + i), load<V>(self.exp_avg + at + i),
                                      load<V>(self.exp_avg_sq + at + i)};
         const AdamState<V> after = adam_element(gradient, before, self.factors);
+        bad += after.exp_avg_sq - after.exp_avg_sq;
         store(self.next_parameter + at + i, after.parameter);
         store(self.next_exp_avg + at + i, after.exp_avg);
         store(self.next_exp_avg_sq + at + i, after.exp_avg_sq);
@@ -808,6 +809,11 @@ class Worker {
         }
       }
       return bad;
+    }
+
+    // Whether the gradients of `count` parameters from `at` on were finite: then the first moments are.
+    bool had_finite_gradients(std::int64_t at, std::int64_t count) const {
+      return std::all_of(next_exp_avg + at, next_exp_avg + at + count, [](T each) { return std::isfinite(each); });
     }
 
     static constexpr std::size_t kArrays = 8;
@@ -899,7 +905,12 @@ class Worker {
           }
           return Pieces<T>{pieces_.data(), pieces_.data() + pieces_.size()};
         });
-    check(bad, unit, false);
+    check(bad, unit, false, [&] {
+      for (std::int64_t panel = unit.panel; panel < unit.panel + unit.panels; ++panel) {
+        if (!descend.had_finite_gradients(panel_begin(layer, panel), layer.inputs * kPanel<T>)) return false;
+      }
+      return true;
+    });
     count_flop(s_.batch, layer.inputs * std::min(cols, unit.panels * kPanel<T>));
   }
 
@@ -912,7 +923,9 @@ class Worker {
     for (std::int64_t col = 0; col < vectors * kLanes<T>; col += kLanes<T>) {
       store(bias + col, sum_rows(delta.panel(panel) + col, s_.batch));
     }
-    check(descend(panel_begin(layer, in_layer) + layer.inputs * kPanel<T>, bias, 1, vectors), unit, true);
+    const std::int64_t at = panel_begin(layer, in_layer) + layer.inputs * kPanel<T>;
+    check(descend(at, bias, 1, vectors), unit, true,
+          [&] { return descend.had_finite_gradients(at, vectors * kLanes<T>); });
   }
 
   void step_scalar_layer(const Layer& layer, Panels<const T> input, const T* delta, const Descent& descend,
@@ -929,24 +942,28 @@ class Worker {
       }
       bad += descend(layer.offset + panel * kPanel<T>, gradient, 1, 2);
     }
-    check(bad, unit, false);
+    const std::int64_t weights = panel_elements<T>(1, layer.inputs), bias = layer.offset + weights;
+    check(bad, unit, false, [&] { return descend.had_finite_gradients(layer.offset, weights); });
     for (T& each : gradient) each = 0;
     for (std::int64_t row = 0; row < s_.batch; ++row) gradient[0] += delta[row];
-    check(descend(layer.offset + panel_elements<T>(1, layer.inputs), gradient, 1, 1), unit, true);
+    check(descend(bias, gradient, 1, 1), unit, true, [&] { return descend.had_finite_gradients(bias, kLanes<T>); });
     count_flop(s_.batch, layer.inputs);
   }
 
   std::int64_t& bad_tensor() { return job_.bad_tensors[static_cast<std::size_t>(thread_)].number; }
 
-  void check(V bad, const Unit& unit, bool is_bias) {
+  template <class Gradients>
+  void check(V bad, const Unit& unit, bool is_bias, const Gradients& had_finite_gradients) {
     if (sum_lanes(bad) == 0) return;  // a NaN does not equal zero
-    bad_tensor() = std::min(bad_tensor(), tensor_number(unit.network, static_cast<std::int64_t>(unit.layer), is_bias));
+    const bool is_moment = had_finite_gradients();
+    bad_tensor() =
+        std::min(bad_tensor(), tensor_number(unit.network, static_cast<std::int64_t>(unit.layer), is_bias, is_moment));
   }
 
   std::string bad_tensor_of_all() {
     std::int64_t first = kNoTensor;
     for (const BadTensor& each : job_.bad_tensors) first = std::min(first, each.number);
-    return first == kNoTensor ? "" : gradient_name(first);
+    return first == kNoTensor ? "" : tensor_name(first);
   }
 
   bool moves_target() const { return target_is_due(s_.counters, settings_.target_update_interval); }

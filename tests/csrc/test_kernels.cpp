@@ -384,6 +384,36 @@ void check_faults(const UpdateSettings& settings) {
   }
 }
 
+// Second moments that are infinite, of a critic, of the actor and of the temperature: named as on the CPU.
+void check_moments_that_overflow(UpdateSettings settings) {
+  for (const int which : {0, 1, 2}) {
+    if (which == 2) settings.target_entropy = 1e25;
+    const Transitions transitions(settings, 5);
+    const std::vector<std::int64_t> index = index_of(2, settings.batch_size);
+    std::unique_ptr<UpdateEngine<float>> cpu;
+    make_engine(settings, cpu);
+    Simulated<float> gpu(settings);
+    std::vector<std::vector<double>> before;
+    for (UpdateEngine<float>* engine : {cpu.get(), static_cast<UpdateEngine<float>*>(&gpu.engine)}) {
+      start(*engine, settings, 4);
+      if (which < 2) {
+        const Network network = which == 0 ? Network::kQ2 : Network::kActor;
+        std::vector<float> moment(static_cast<std::size_t>(engine->parameter_count(network)),
+                                  std::numeric_limits<float>::infinity());
+        engine->write(network, Part::kExpAvgSq, moment.data());
+      }
+      before.push_back(state_of(*engine, settings));
+    }
+    const UpdateOutcome expected = cpu->update(work_of<float>(transitions, index, 2));
+    const UpdateOutcome got = gpu.engine.update(work_of<float>(transitions, index, 2));
+    constexpr const char* kNames[] = {"critic.q2.layers.0.weight", "actor.layers.0.weight", "log_alpha"};
+    EXPECT(expected.fault == std::string("the optimiser state of ") + kNames[which]);
+    EXPECT(got.fault == expected.fault && got.updates == 0 && expected.updates == 0);
+    EXPECT(state_of(*cpu, settings) == before[0]);
+    EXPECT(state_of<float>(gpu.engine, settings) == before[1]);
+  }
+}
+
 // One of two learners fails at its second update; both are whole, and go on. `which`: the one.
 void check_one_of_two_fails(const UpdateSettings& settings, int which, std::int64_t steps_of_other) {
   const auto failing = static_cast<std::size_t>(which), other = static_cast<std::size_t>(1 - which);
@@ -515,6 +545,7 @@ int run() {
   check_precision(Precision::kTf32, 2e-3);
   check_precision(Precision::kBfloat16, 2e-2);
 
+  check_moments_that_overflow(usual);
   for (const UpdateSettings& each : {usual, v1(usual), settings_of({}, 16)}) {
     check_side_by_side(each);
     check_queued_side_by_side(each);

@@ -329,7 +329,9 @@ class VectorEnv(ABC):
         return np.array(action, order="C")
 
     def _check_finite(self, rows: _Rows) -> None:
-        fields = np.column_stack((rows.reward, rows.observation))
+        # Of a reset row only the observation counts. EnvPool has been seen to leave its reward unwritten.
+        reward = np.where(self._starting[rows.env_id], np.float32(0), rows.reward)
+        fields = np.column_stack((reward, rows.observation))
         if np.isfinite(fields).all():
             return
         row, column = np.argwhere(~np.isfinite(fields))[0]

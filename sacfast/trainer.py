@@ -485,9 +485,13 @@ class SAC:
                 batch_size=train.env_batch_size,
                 num_threads=train.env_threads,
             )
-            saved.check_spec(env.spec, getattr(self, "spec", env.spec))
+            try:
+                saved.check_spec(env.spec, getattr(self, "spec", env.spec))
+                self._rollout = Rollout(env, keeps_actions=train.run_dir is not None)
+            except Exception:
+                env.close()
+                raise
             self.spec = env.spec  # that of an earlier version's checkpoint does not hold the observation's layout
-            self._rollout = Rollout(env, keeps_actions=train.run_dir is not None)
         return self._rollout
 
     def _close_env(self) -> None:

@@ -30,7 +30,7 @@ from learner_cases import OPTIONS, A, B, O, assert_states_equal, make_config, ra
 from test_fused_threads import allocated_bytes
 from torch import Tensor
 
-from sacfast import _C, SAC, ReplayBuffer, _ext, cli, engines, fused, memory, networks, ops
+from sacfast import _C, SAC, ReplayBuffer, _ext, cli, collect, engines, fused, memory, networks, ops
 from sacfast.fused import FusedLearner
 from sacfast.ops.tanh_gaussian import tanh_gaussian_log_prob_reference
 from sacfast.policy import Policy
@@ -211,7 +211,11 @@ TABLE: dict[str, dict[str, list[str]]] = {
             TWIN_Q + "TestLayouts::test_result_is_new_and_dense",
             POLYAK + "TestSharedMemory::test_overlaps_are_refused_before_anything_changes",
         ],
-        "learner": [STATE + "test_a_state_is_a_copy", REFERENCE + "test_a_state_is_a_copy"],
+        "learner": [
+            STATE + "test_a_state_is_a_copy",
+            REFERENCE + "test_a_state_is_a_copy",
+            HERE + "test_a_native_engine_writes_to_no_read_only_array",
+        ],
         "replay": [
             HERE + "test_replay_stores_views_of_its_own_rows",
             REPLAY + "test_stored_transitions_are_copies",
@@ -308,6 +312,7 @@ TABLE: dict[str, dict[str, list[str]]] = {
         ],
         "learner": [
             HERE + "test_a_native_module_that_is_not_there_is_refused",
+            HERE + "test_native_objects_that_init_has_not_made_are_refused",
             FUSED + "test_other_instruction_sets",
         ],
         "cli": [HERE + "test_the_command_refuses_a_cpu_level_in_one_line"],
@@ -1155,6 +1160,61 @@ def test_a_learner_that_does_not_fit_after_all_says_so(monkeypatch: pytest.Monke
     options = {"hidden_sizes": (2**20,), "batch_size": 2**30, "replay_capacity": 2**30}  # beyond any address space
     with pytest.raises(MemoryError, match=r"hidden_sizes \(1048576,\) with batch_size 1073741824: no memory left"):
         FusedLearner(O, A, make_config(options))
+
+
+def test_a_native_engine_writes_to_no_read_only_array() -> None:
+    settings = settings_of()
+    engine, size = _C.Engine32(settings), make_actor_size(settings)
+    rows, index = np.zeros((1, WIDTH), np.float32), np.zeros((1, B), np.int64)
+    actor, metrics = np.zeros(size, np.float32), np.zeros(len(_C.METRICS))
+    for name, array in (("actor", actor), ("metrics", metrics)):
+        array.flags.writeable = False
+        with pytest.raises(ValueError, match=f"^{name}: expected an array to write to, got a read-only one$"):
+            engine.update(rows, index, 1, actor, metrics)
+        array.flags.writeable = True
+    actor.flags.writeable = False
+    with pytest.raises(ValueError, match=r"^into: expected an array to write to, got a read-only one$"):
+        engine.read("actor", "parameters", actor)
+    engine.write("actor", "parameters", actor)  # which it only reads
+    assert engine.counters.gradient_updates == 0
+    assert not actor.any()
+    assert not metrics.any()
+
+
+def make_actor_size(settings: Any) -> int:
+    return networks.Actor(settings.observation_dim, settings.action_dim, settings.hidden_sizes).flat.numel()
+
+
+def test_native_objects_that_init_has_not_made_are_refused() -> None:
+    """Of `__new__` alone; a method of a class takes any object, too."""
+    message = "expected an object that its __init__ has made, got one by __new__ alone"
+    settings, engine = _C.UpdateSettings.__new__(_C.UpdateSettings), _C.Engine32.__new__(_C.Engine32)
+    counters, actor = _C.UpdateCounters.__new__(_C.UpdateCounters), collect.Actor.__new__(collect.Actor)
+    values = np.zeros(4, np.float32)
+    acts: list[Callable[[], object]] = [
+        lambda: settings.hidden_sizes,
+        lambda: setattr(settings, "hidden_sizes", [3]),
+        lambda: setattr(settings, "log_std_bounding", "tanh"),
+        lambda: _C.Engine32(settings),
+        lambda: _C.Engine64.bytes(settings, 1),
+        lambda: engine.read("actor", "parameters", values),
+        lambda: engine.write("actor", "parameters", values),
+        lambda: engine.adopt(values),
+        lambda: engine.update(np.zeros((1, 1), np.float32), np.zeros((1, 1), np.int64), 1, values, np.zeros(8)),
+        lambda: engine.counters,
+        engine.profile,
+        lambda: counters.adam_steps,
+        lambda: setattr(counters, "noise_state", (1, 2)),
+        lambda: actor.act(np.zeros((1, 1), np.float32)),
+    ]
+    for act in acts:
+        with pytest.raises(TypeError, match=message):
+            act()
+    for other in (3, settings_of()):
+        with pytest.raises(TypeError, match=f"expected Engine32, got {type(other).__name__}"):
+            _C.Engine32.profile(other)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="expected Actor, got int"):
+        collect.Actor.act(3, values)  # type: ignore[arg-type]
 
 
 BAD_STATES = [

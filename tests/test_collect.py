@@ -140,6 +140,11 @@ def test_acting_leaves_what_is_unusual_to_its_caller(observation: Any) -> None:
     assert state.tolist() == [1, 0]
 
 
+def read_only(array: np.ndarray) -> np.ndarray:
+    array.setflags(write=False)
+    return array
+
+
 def dense(*sizes: int) -> list[np.ndarray]:
     return [array for i, o in pairwise(sizes) for array in (floats(o, i), floats(o))]
 
@@ -153,8 +158,9 @@ def dense(*sizes: int) -> list[np.ndarray]:
         ({"parameters": [floats(5, 8).T, floats(8)]}, "parameters: expected dense float32 .*, got others in layer 0"),
         ({"parameters": [floats(8, 5), floats(7)]}, "parameters: expected dense float32 .*, got others in layer 0"),
         ({"parameters": dense(5, 3)}, "parameters: expected a mean and a log_std for each action, got 3 outputs"),
-        ({"noise_state": np.zeros(3, np.int64)}, r"noise_state: expected an int64 array \[seed, offset\]"),
-        ({"noise_state": np.zeros(2)}, r"noise_state: expected an int64 array \[seed, offset\]"),
+        ({"noise_state": np.zeros(3, np.int64)}, r"noise_state: expected a writable int64 array \[seed, offset\]"),
+        ({"noise_state": np.zeros(2)}, r"noise_state: expected a writable int64 array \[seed, offset\]"),
+        ({"noise_state": read_only(np.zeros(2, np.int64))}, "noise_state: expected a writable int64 array"),
         ({"bounding": "some"}, "log_std_bounding: expected 'none', 'clamp' or 'tanh', got 'some'"),
         ({"bounding": "clamp", "bounds": (2.0, 1.0)}, r"log_std_bounds: expected \(low, high\) .*, got \(2.0"),
         ({"bounding": "tanh", "bounds": (-np.inf, 1.0)}, r"log_std_bounds: expected .* finite for 'tanh', got \(-inf"),
@@ -245,6 +251,8 @@ def changed(field: str, place: Any, value: Any) -> Any:
         lambda step: step.update(terminated=step["terminated"].astype(np.uint8)),
         lambda step: step.update(returns=step["returns"][:4]),
         lambda step: step.update(lengths=step["lengths"][::-1]),
+        lambda step: step["returns"].setflags(write=False),
+        lambda step: step["lengths"].setflags(write=False),
     ],
 )
 def test_an_eventful_step_is_left_to_the_caller(change: Any) -> None:
@@ -332,6 +340,7 @@ def test_rows_go_around_the_ring(rows: int, position: int) -> None:
             for value in (np.nan, np.inf, -np.inf)
         ),
         lambda fields, ring: fields["action"].reshape(-1).__setitem__(-1, 1.01),
+        lambda fields, ring: ring.setflags(write=False),
     ],
 )
 def test_rows_that_are_unusual_are_left_to_the_caller(change: Any) -> None:

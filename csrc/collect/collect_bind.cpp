@@ -24,6 +24,18 @@ namespace py = pybind11;
 namespace sacfast {
 namespace {
 
+// The object as a C: Python can make an object without its __init__, by __new__, and then there is no C++ object in it.
+template <class C>
+C& made(py::handle self) {
+  if (!py::isinstance<C>(self)) {
+    throw py::type_error("expected " + std::string(py::str(py::type::of<C>().attr("__name__"))) + ", got " +
+                         std::string(py::str(py::type::handle_of(self).attr("__name__"))));
+  }
+  void* const value = reinterpret_cast<py::detail::instance*>(self.ptr())->get_value_and_holder().value_ptr();
+  if (value == nullptr) throw py::type_error("expected an object that its __init__ has made, got one by __new__ alone");
+  return *static_cast<C*>(value);
+}
+
 // A dense NumPy array, whose elements are T in this machine's byte order, or nothing.
 template <class T>
 struct Dense {
@@ -42,6 +54,12 @@ struct Dense {
     dims = array.ndim();
     shape = array.shape();
   }
+  // One that may be written to: NumPy gives read-only views of what is not to change.
+  static Dense writable(py::handle object) {
+    const Dense array(object);
+    return array && py::reinterpret_borrow<py::array>(object).writeable() ? array : Dense(py::none());
+  }
+
   explicit operator bool() const { return data != nullptr; }
   bool is(py::ssize_t rows) const { return data != nullptr && dims == 1 && shape[0] == rows; }
   bool is(py::ssize_t rows, py::ssize_t columns) const {
@@ -88,8 +106,8 @@ bool uneventful(py::handle observation, py::handle reward, py::handle terminated
                 py::handle env_id, py::handle starting, py::handle returns, py::handle lengths) {
   const Dense<float> seen(observation), rewards(reward);
   const Dense<bool> ends(terminated), cuts(truncated), first(starting);
-  const Dense<std::int64_t> which(env_id), length(lengths);
-  const Dense<double> sum(returns);
+  const Dense<std::int64_t> which(env_id), length = Dense<std::int64_t>::writable(lengths);
+  const Dense<double> sum = Dense<double>::writable(returns);
   if (!which || which.dims != 1 || !seen || !first || first.dims != 1) return false;
   const py::ssize_t rows = which.shape[0], envs = first.shape[0];
   if (!rewards.is(rows) || !ends.is(rows) || !cuts.is(rows) || !sum.is(envs) || !length.is(envs)) return false;
@@ -125,7 +143,8 @@ py::object rescale_action(py::handle action, py::ssize_t rows, py::handle range,
 
 py::ssize_t write_rows(py::handle ring, py::ssize_t position, py::handle observation, py::handle action,
                        py::handle reward, py::handle next_observation, py::handle terminated, float action_limit) {
-  const Dense<float> all(ring), before(observation), chosen(action), rewards(reward), after(next_observation);
+  const Dense<float> all = Dense<float>::writable(ring);
+  const Dense<float> before(observation), chosen(action), rewards(reward), after(next_observation);
   const Dense<bool> ends(terminated);
   if (!all || all.dims != 2 || !before || before.dims != 2 || !chosen || chosen.dims != 2) return -1;
   const py::ssize_t rows = before.shape[0], observed = before.shape[1], actions = chosen.shape[1];
@@ -186,8 +205,8 @@ class Actor {
                                   std::to_string(low) + ", " + std::to_string(high) + ")");
     }
     if (noise_state.is_none()) return;
-    const Dense<std::int64_t> words(noise_state);
-    if (!words.is(2)) throw std::invalid_argument("noise_state: expected an int64 array [seed, offset]");
+    const auto words = Dense<std::int64_t>::writable(noise_state);
+    if (!words.is(2)) throw std::invalid_argument("noise_state: expected a writable int64 array [seed, offset]");
     noise_ = words.data;
   }
 
@@ -246,5 +265,7 @@ PYBIND11_MODULE(_collect, m) {
           py::init<const std::vector<py::array>&, const py::object&, const std::string&, double, double, py::ssize_t>(),
           py::arg("parameters"), py::arg("noise_state"), py::arg("log_std_bounding"), py::arg("log_std_low"),
           py::arg("log_std_high"), py::arg("most_rows"))
-      .def("act", &Actor::act, py::arg("observation"));
+      .def(
+          "act", [](py::handle self, py::handle observation) { return made<Actor>(self).act(observation); },
+          py::arg("observation"));
 }

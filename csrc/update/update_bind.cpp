@@ -8,6 +8,8 @@
 #include <cstring>
 #include <limits>
 #include <stdexcept>
+#include <string>
+#include <utility>
 
 #include "engine.h"
 
@@ -15,6 +17,35 @@ namespace py = pybind11;
 
 namespace sacfast {
 namespace {
+
+// The object as a C: Python can make an object without its __init__, by __new__, and then there is no C++ object in it.
+template <class C>
+C& made(py::handle self) {
+  if (!py::isinstance<C>(self)) {
+    throw py::type_error("expected " + std::string(py::str(py::type::of<C>().attr("__name__"))) + ", got " +
+                         std::string(py::str(py::type::handle_of(self).attr("__name__"))));
+  }
+  void* const value = reinterpret_cast<py::detail::instance*>(self.ptr())->get_value_and_holder().value_ptr();
+  if (value == nullptr) throw py::type_error("expected an object that its __init__ has made, got one by __new__ alone");
+  return *static_cast<C*>(value);
+}
+
+// A method, or a field, that Python may ask any object for.
+template <class C, class R, class... A>
+auto checked_self(R (C::*method)(A...)) {
+  return [method](py::handle self, A... args) -> R { return (made<C>(self).*method)(std::forward<A>(args)...); };
+}
+template <class C, class R, class... A>
+auto checked_self(R (C::*method)(A...) const) {
+  return [method](py::handle self, A... args) -> R { return (made<C>(self).*method)(std::forward<A>(args)...); };
+}
+
+template <class C, class Field>
+void def_field(py::class_<C>& type, const char* name, Field C::* field) {
+  type.def_property(
+      name, [field](py::handle self) { return made<C>(self).*field; },
+      [field](py::handle self, const Field& value) { made<C>(self).*field = value; });
+}
 
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
@@ -29,6 +60,14 @@ const T* checked(const char* name, const Array<T>& array, const std::vector<py::
     throw std::invalid_argument(std::string(name) + ": expected shape " + wanted + ", got " + shape_of(array));
   }
   return array.data();
+}
+
+template <class T>
+T* writable(const char* name, Array<T>& array) {
+  if (!array.writeable()) {
+    throw std::invalid_argument(std::string(name) + ": expected an array to write to, got a read-only one");
+  }
+  return array.mutable_data();
 }
 
 Precision precision_of(const std::string& name) {
@@ -142,8 +181,8 @@ class Engine {
     check_threads(threads);
     work.threads = threads;
     std::copy_n(checked("metrics", metrics, {kMetrics}), kMetrics, work.metrics);
-    T* const shown = actor.mutable_data();
-    double* const sums = metrics.mutable_data();
+    T* const shown = writable("actor", actor);
+    double* const sums = writable("metrics", metrics);
     adopt(actor);
     UpdateOutcome outcome;
     {
@@ -160,7 +199,7 @@ class Engine {
     const Network which = network_of(settings_, network);
     const Part what = part_of(settings_, which, part);
     checked(part.c_str(), into, {static_cast<py::ssize_t>(engine_->parameter_count(which))});
-    engine_->read(which, what, into.mutable_data());
+    engine_->read(which, what, writable("into", into));
   }
 
   void write(const std::string& network, const std::string& part, const Array<T>& from) {
@@ -188,16 +227,21 @@ class Engine {
 template <class T>
 void define_engine(py::module_& module, const char* name) {
   py::class_<Engine<T>>(module, name)
-      .def(py::init<const UpdateSettings&>(), py::arg("settings"))
-      .def("update", &Engine<T>::update, py::arg("rows").noconvert(), py::arg("index").noconvert(), py::arg("threads"),
-           py::arg("actor").noconvert(), py::arg("metrics").noconvert(), py::arg("next_noise").noconvert() = py::none(),
-           py::arg("noise").noconvert() = py::none())
-      .def_static("bytes", &Engine<T>::bytes, py::arg("settings"), py::arg("threads"))
-      .def("adopt", &Engine<T>::adopt, py::arg("actor").noconvert())
-      .def("read", &Engine<T>::read, py::arg("network"), py::arg("part"), py::arg("into").noconvert())
-      .def("write", &Engine<T>::write, py::arg("network"), py::arg("part"), py::arg("values").noconvert())
-      .def("profile", &Engine<T>::profile)
-      .def_property_readonly("counters", &Engine<T>::counters, py::return_value_policy::reference_internal);
+      .def(py::init([](py::handle settings) { return std::make_unique<Engine<T>>(made<UpdateSettings>(settings)); }),
+           py::arg("settings"))
+      .def("update", checked_self(&Engine<T>::update), py::arg("rows").noconvert(), py::arg("index").noconvert(),
+           py::arg("threads"), py::arg("actor").noconvert(), py::arg("metrics").noconvert(),
+           py::arg("next_noise").noconvert() = py::none(), py::arg("noise").noconvert() = py::none())
+      .def_static(
+          "bytes",
+          [](py::handle settings, int threads) { return Engine<T>::bytes(made<UpdateSettings>(settings), threads); },
+          py::arg("settings"), py::arg("threads"))
+      .def("adopt", checked_self(&Engine<T>::adopt), py::arg("actor").noconvert())
+      .def("read", checked_self(&Engine<T>::read), py::arg("network"), py::arg("part"), py::arg("into").noconvert())
+      .def("write", checked_self(&Engine<T>::write), py::arg("network"), py::arg("part"), py::arg("values").noconvert())
+      .def("profile", checked_self(&Engine<T>::profile))
+      .def_property_readonly("counters", checked_self(&Engine<T>::counters),
+                             py::return_value_policy::reference_internal);
 }
 
 double measured_fma_peak(int threads, double seconds) {
@@ -295,16 +339,24 @@ class GpuEngine {
 template <class T>
 void define_gpu_engine(py::module_& module, const char* name) {
   py::class_<GpuEngine<T>>(module, name)
-      .def(py::init<const UpdateSettings&, int, Address, Address>(), py::arg("settings"), py::arg("learners"),
-           py::arg("memory"), py::arg("stream"))
-      .def_static("bytes", &GpuEngine<T>::bytes, py::arg("settings"), py::arg("learners"))
-      .def("enqueue", &GpuEngine<T>::enqueue, py::arg("work"), py::arg("next_noise"), py::arg("noise"),
+      .def(py::init([](py::handle settings, int learners, Address memory, Address stream) {
+             return std::make_unique<GpuEngine<T>>(made<UpdateSettings>(settings), learners, memory, stream);
+           }),
+           py::arg("settings"), py::arg("learners"), py::arg("memory"), py::arg("stream"))
+      .def_static(
+          "bytes",
+          [](py::handle settings, int learners) {
+            return GpuEngine<T>::bytes(made<UpdateSettings>(settings), learners);
+          },
+          py::arg("settings"), py::arg("learners"))
+      .def("enqueue", checked_self(&GpuEngine<T>::enqueue), py::arg("work"), py::arg("next_noise"), py::arg("noise"),
            py::arg("metrics"), py::arg("stream"))
-      .def("collect", &GpuEngine<T>::collect)
-      .def("select", &GpuEngine<T>::select, py::arg("learner"))
-      .def("read", &GpuEngine<T>::read, py::arg("network"), py::arg("part"), py::arg("into"))
-      .def("write", &GpuEngine<T>::write, py::arg("network"), py::arg("part"), py::arg("values"))
-      .def_property_readonly("counters", &GpuEngine<T>::counters, py::return_value_policy::reference_internal);
+      .def("collect", checked_self(&GpuEngine<T>::collect))
+      .def("select", checked_self(&GpuEngine<T>::select), py::arg("learner"))
+      .def("read", checked_self(&GpuEngine<T>::read), py::arg("network"), py::arg("part"), py::arg("into"))
+      .def("write", checked_self(&GpuEngine<T>::write), py::arg("network"), py::arg("part"), py::arg("values"))
+      .def_property_readonly("counters", checked_self(&GpuEngine<T>::counters),
+                             py::return_value_policy::reference_internal);
 }
 #endif
 
@@ -316,10 +368,13 @@ PYBIND11_MODULE(_C, module) {
   py::class_<UpdateSettings> settings(module, "UpdateSettings");
   settings.def(py::init<>())
       .def_property("log_std_bounding", nullptr,
-                    [](UpdateSettings& self, const std::string& name) { self.log_std_bounding = bounding_of(name); })
-      .def_property("matmul_precision", nullptr,
-                    [](UpdateSettings& self, const std::string& name) { self.matmul_precision = precision_of(name); });
-#define SACFAST_FIELD(name) settings.def_readwrite(#name, &UpdateSettings::name)
+                    [](py::handle self, const std::string& name) {
+                      made<UpdateSettings>(self).log_std_bounding = bounding_of(name);
+                    })
+      .def_property("matmul_precision", nullptr, [](py::handle self, const std::string& name) {
+        made<UpdateSettings>(self).matmul_precision = precision_of(name);
+      });
+#define SACFAST_FIELD(name) def_field(settings, #name, &UpdateSettings::name)
   SACFAST_FIELD(observation_dim);
   SACFAST_FIELD(action_dim);
   SACFAST_FIELD(batch_size);
@@ -345,29 +400,32 @@ PYBIND11_MODULE(_C, module) {
   SACFAST_FIELD(log_std_high);
 #undef SACFAST_FIELD
 
-  py::class_<UpdateCounters>(module, "UpdateCounters")
-      .def_readwrite("log_alpha", &UpdateCounters::log_alpha)
-      .def_readwrite("log_alpha_exp_avg", &UpdateCounters::log_alpha_exp_avg)
-      .def_readwrite("log_alpha_exp_avg_sq", &UpdateCounters::log_alpha_exp_avg_sq)
-      .def_readwrite("alpha_steps", &UpdateCounters::alpha_steps)
-      .def_readwrite("gradient_updates", &UpdateCounters::gradient_updates)
+  py::class_<UpdateCounters> counters(module, "UpdateCounters");
+  def_field(counters, "log_alpha", &UpdateCounters::log_alpha);
+  def_field(counters, "log_alpha_exp_avg", &UpdateCounters::log_alpha_exp_avg);
+  def_field(counters, "log_alpha_exp_avg_sq", &UpdateCounters::log_alpha_exp_avg_sq);
+  def_field(counters, "alpha_steps", &UpdateCounters::alpha_steps);
+  def_field(counters, "gradient_updates", &UpdateCounters::gradient_updates);
+  counters
       .def_property(
           "noise_state",
-          [](const UpdateCounters& self) {
-            return py::make_tuple(static_cast<std::int64_t>(self.noise_seed),
-                                  static_cast<std::int64_t>(self.noise_offset));
+          [](py::handle self) {
+            const auto& of = made<UpdateCounters>(self);
+            return py::make_tuple(static_cast<std::int64_t>(of.noise_seed), static_cast<std::int64_t>(of.noise_offset));
           },
-          [](UpdateCounters& self, const std::pair<std::int64_t, std::int64_t>& state) {
-            self.noise_seed = static_cast<std::uint64_t>(state.first);
-            self.noise_offset = static_cast<std::uint64_t>(state.second);
+          [](py::handle self, const std::pair<std::int64_t, std::int64_t>& state) {
+            auto& of = made<UpdateCounters>(self);
+            of.noise_seed = static_cast<std::uint64_t>(state.first);
+            of.noise_offset = static_cast<std::uint64_t>(state.second);
           })
       .def_property(
           "adam_steps",
-          [](const UpdateCounters& self) {
-            return std::vector<std::int64_t>(self.adam_steps, self.adam_steps + kNetworks);
+          [](py::handle self) {
+            const auto& of = made<UpdateCounters>(self);
+            return std::vector<std::int64_t>(of.adam_steps, of.adam_steps + kNetworks);
           },
-          [](UpdateCounters& self, const std::array<std::int64_t, kNetworks>& steps) {
-            std::copy(steps.begin(), steps.end(), self.adam_steps);
+          [](py::handle self, const std::array<std::int64_t, kNetworks>& steps) {
+            std::copy(steps.begin(), steps.end(), made<UpdateCounters>(self).adam_steps);
           });
 
   define_engine<float>(module, "Engine32");

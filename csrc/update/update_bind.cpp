@@ -81,8 +81,8 @@ void check_settings(const UpdateSettings& settings) {
   constexpr std::int64_t most_size = 1 << 30;  // the product of two has room for padding
   const auto check = [](const char* name, std::int64_t value, std::int64_t most) {
     if (value >= 1 && value <= most) return;
-    throw std::invalid_argument(std::string(name) + ": expected an int in [1, " + std::to_string(most) + "], got " +
-                                std::to_string(value));
+    throw std::invalid_argument(std::string(name) + ": expected an int " +
+                                (value < 1 ? ">= 1" : "<= " + std::to_string(most)) + ", got " + std::to_string(value));
   };
   check("observation_dim", settings.observation_dim, most_size);
   check("action_dim", settings.action_dim, most_size);

@@ -69,10 +69,10 @@ class FlatNetwork(nn.Module):
                 parameter = nn.Parameter(self.flat[offset:end].view(shape))
                 parameter.grad = self.flat_grad[offset:end].view(shape)
                 setattr(layer, name, parameter)
-                places.append((layer._parameters, name, parameter, parameter.data_ptr(), shape, parameter.stride()))
+                places.append((layer, name, parameter, parameter.data_ptr(), shape, parameter.stride()))
                 offset = end
         self._places = tuple(places)
-        self._layout = tuple((module._modules, list(module._modules.values())) for module in self.modules())
+        self._layout = tuple((module, list(module._modules.values())) for module in self.modules())
         self._leaves = tuple(self.parameters())
 
     def check_memory(self, name: str) -> None:
@@ -91,11 +91,11 @@ class FlatNetwork(nn.Module):
         # A loop, not all(): a learner asks at every call.
         if self.flat.data_ptr() != self._address:
             return False
-        for children, before in self._layout:
-            if list(children.values()) != before:
+        for module, children in self._layout:
+            if list(module._modules.values()) != children:
                 return False
-        for parameters, key, parameter, address, shape, stride in self._places:
-            if parameters.get(key) is not parameter or parameter.data_ptr() != address:
+        for layer, key, parameter, address, shape, stride in self._places:
+            if layer._parameters.get(key) is not parameter or parameter.data_ptr() != address:
                 return False
             if parameter.shape != shape or parameter.stride() != stride:
                 return False

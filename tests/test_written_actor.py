@@ -281,3 +281,16 @@ def test_a_policy_with_nan_is_not_saved(backend: str, tmp_path: Path) -> None:
         agent.learner.actor.layers[0].bias[0] = torch.nan
     with pytest.raises(FloatingPointError, match=r"the learner's actor.layers.0.bias is not finite"):
         agent.save(tmp_path / "saved")
+
+
+@either_learner
+def test_what_torch_does_to_the_actor_in_passing_is_no_replacement(kind: type[Learner]) -> None:
+    """An export, a functional call and hooks leave the parameters where they were."""
+    learner, replay = kind(O, A, make_config()), random_replay()
+    actor, x = learner.actor, torch.zeros(3, O)
+    torch.export.export(actor, (x,))
+    torch.func.functional_call(actor, {name: 2 * value for name, value in actor.named_parameters()}, (x,))
+    actor.register_forward_hook(lambda *_: None)
+    actor.eval().train()
+    actor.requires_grad_(False).requires_grad_(True)
+    learner.update(replay, 2)

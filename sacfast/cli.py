@@ -133,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     has failed then.
     """
     name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    output.occupy_standard_descriptors()
     with output.safe_standard_streams() as stdout:
         code = _run(name, rest)
         stdout.flush()

@@ -69,6 +69,23 @@ def progress_stream() -> TextIO:
     return cast("TextIO", SafeStream(sys.stderr))
 
 
+def occupy_standard_descriptors() -> None:
+    """Open /dev/null as each of the descriptors 0, 1 and 2 that is closed.
+
+    The next file that is opened, a run's metrics for one, would get the number, and with it all that is printed.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere == descriptor:
+                os.set_inheritable(descriptor, True)
+            else:
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+
+
 @contextmanager
 def safe_standard_streams() -> Iterator[SafeStream]:
     """Let sys.stdout and sys.stderr never fail inside; yield sys.stdout, which says afterwards if it has."""

@@ -123,6 +123,27 @@ def test_a_command_whose_output_goes_nowhere_trains_to_its_end(tmp_path: Path, r
     assert (summary["status"], summary["total_timesteps"]) == ("completed", 60)
 
 
+def test_no_file_of_a_run_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
+    """What is printed, also by a library in C, must not end up in the metrics."""
+    words = [*FLAGS, "--run-dir", str(tmp_path / "run")]
+    script = f"""
+import os, sys
+from sacfast import cli
+os.close(1)
+os.close(2)
+code = cli.main({words!r})
+os.write(1, b"printed")
+os.write(2, b"complained")
+sys.exit(code)
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=120)
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        json.loads(line)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "completed"
+    left = [path for path in (tmp_path / "run").rglob("*") if path.is_file() and b"complained" in path.read_bytes()]
+    assert left == []
+
+
 @broken
 def test_a_command_whose_result_could_not_be_printed_has_failed(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -1,7 +1,6 @@
 """Soft Actor-Critic at the speed of the machine: fused ops for PyTorch, and an EnvPool trainer.
 
-The public names. Each is imported when it is first used, so `from sacfast import ops` loads neither EnvPool
-nor Gymnasium.
+The public names. Each is imported when it is first used, so `from sacfast import ops` needs torch and nothing else.
 """
 
 from importlib import import_module
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
     from sacfast.config import SACConfig
     from sacfast.learner import make_learner
     from sacfast.replay import ReplayBuffer
-    from sacfast.trainer import SAC
+    from sacfast.trainer import SAC, learn_together
 
 __all__ = ["SAC", "ReplayBuffer", "SACConfig", "__version__", "learn_together", "make_learner", "ops"]
 

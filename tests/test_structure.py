@@ -148,6 +148,18 @@ def test_the_public_names_are_there_and_no_others() -> None:
         _ = sacfast.nothing
 
 
+def test_type_checkers_see_the_public_names() -> None:
+    """What `__getattr__` imports at run time stands under TYPE_CHECKING once more."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    (checked,) = [node for node in tree.body if isinstance(node, ast.If)]
+    assert ast.unparse(checked.test) == "TYPE_CHECKING"
+    places = {
+        alias.name: node.module for node in checked.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert places == {**sacfast._MODULE_OF, "ops": "sacfast"}
+    assert {*places, "__version__"} == set(sacfast.__all__)
+
+
 def test_the_version_is_that_of_the_project() -> None:
     assert f'version = "{sacfast.__version__}"' in (ROOT / "pyproject.toml").read_text()
 

@@ -85,7 +85,7 @@ $(VENV)/.dependencies: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -qq --upgrade pip
 	$(VENV)/bin/python -m pip install -qq $(TORCH)
-	$(VENV)/bin/python -c '$(REQUIREMENTS)' build run dev > $(VENV)/requirements.txt
+	$(VENV)/bin/python -c '$(REQUIREMENTS)' build run envpool dev > $(VENV)/requirements.txt
 	$(VENV)/bin/python -m pip install -qq $(TORCH) -r $(VENV)/requirements.txt
 	touch $@
 
@@ -103,7 +103,7 @@ $(PEERS_VENV)/.dependencies: pyproject.toml
 	$(PYTHON) -m venv $(PEERS_VENV)
 	$(PEERS_VENV)/bin/python -m pip install -qq --upgrade pip
 	$(PEERS_VENV)/bin/python -m pip install -qq $(TORCH)
-	$(PEERS_VENV)/bin/python -c '$(REQUIREMENTS)' run > $(PEERS_VENV)/requirements.txt
+	$(PEERS_VENV)/bin/python -c '$(REQUIREMENTS)' run envpool > $(PEERS_VENV)/requirements.txt
 	$(PEERS_VENV)/bin/python -m pip install -qq $(TORCH) -r $(PEERS_VENV)/requirements.txt $(PEERS)
 	touch $@
 

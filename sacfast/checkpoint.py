@@ -265,10 +265,11 @@ def take(path: Path | str, read: Callable[[Path], _Result]) -> _Result:
     """Return what `read` makes of the checkpoint `path`, or of the newest one in the run directory `path`.
 
     A checkpoint of a run that `read` refuses, by whatever exception, is passed over for the one before it, and a
-    warning says so.
+    warning says so. A package that is not installed is no checkpoint's fault.
 
     Raises:
         CheckpointError: neither a checkpoint nor a run directory with one, or `read` has refused all.
+        ImportError: raised by `read`.
     """
     path = Path(path)
     try:
@@ -284,6 +285,8 @@ def take(path: Path | str, read: Callable[[Path], _Result]) -> _Result:
             if not is_single:
                 files.check_folder(_present(candidate))
             result = read(candidate)
+        except ImportError:
+            raise
         # A file can be wrong in more ways than one type of exception tells; none of them may keep from the next.
         except Exception as error:
             faults.append(_describe(error, candidate))

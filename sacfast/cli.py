@@ -540,7 +540,9 @@ def _doctor(arguments: Sequence[str]) -> int:
     from sacfast import _ext
     from sacfast.metrics import versions
 
-    for name, version in versions().items():
+    found = versions()
+    found.setdefault("envpool", "not installed; pip install 'sacfast[envpool]'")
+    for name, version in found.items():
         print(f"{name:22} {version}")
     for name, value in _ext.info().items():
         print(f"{name:22} {value}")

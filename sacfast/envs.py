@@ -1,4 +1,5 @@
-"""Vectorised environments that yield only valid transitions: EnvPool, and Gymnasium for tasks EnvPool lacks.
+"""Vectorised environments that yield only valid transitions: EnvPool's where it is installed and has the task, or else
+Gymnasium's.
 
 Both auto-reset on the *next* step: the observation that comes with an episode's end is the true final one,
 and the row after it, whatever the action was, is the first observation of the next episode. Such a reset row
@@ -13,40 +14,40 @@ import ctypes
 import difflib
 import functools
 import importlib
-import logging
 import math
 import operator
 import os
 import warnings
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
-import envpool
 import gymnasium
 import numpy as np
 from gymnasium.vector import SyncVectorEnv
 
-from sacfast import collect
+from sacfast import collect, output
 from sacfast.scalars import as_int
 from sacfast.types import ACTION_LIMIT, BoolArray, FloatArray, IntArray, Transition
 
 Float64Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-_LOG = logging.getLogger(__name__)
+_LOG = output.logger(__name__)
 
 _Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 ImageArray = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 Purpose = Literal["training", "evaluation"]
+Source = Literal["envpool", "gymnasium"]
 
 # Seeds are a permutation of 31-bit indices, purpose | rank | environment (see `environment_seeds`).
 _SEED_BITS = 31
 _RANK_BITS = 12
 _ENV_BITS = 16
 _PURPOSES: dict[Purpose, int] = {"training": 0, "evaluation": 1}
+INSTALL_ENVPOOL = "pip install 'sacfast[envpool]'"
 
 
 class ObservationLeaf(NamedTuple):
@@ -61,7 +62,7 @@ class EnvSpec:
     """What is fixed about a task."""
 
     env_id: str
-    source: Literal["envpool", "gymnasium"]
+    source: Source
     observation_dim: int  # O, of the flattened observation
     action_dim: int  # A
     action_low: Float64Array  # [A], in the task's own units: what an action of -1 becomes
@@ -382,6 +383,51 @@ class VectorEnv(ABC):
         return Transition(observation, action, rows.reward, rows.observation, rows.terminated)
 
 
+def find_envpool() -> Any | None:
+    """Import EnvPool and return it; None where it is not installed.
+
+    Raises:
+        ImportError: it is installed, but cannot be imported or is another EnvPool than is known.
+    """
+    try:
+        import envpool
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "envpool":
+            return None
+        raise ImportError(
+            f"envpool: is installed, but cannot be imported ({error}); reinstall it (pip install --force-reinstall "
+            "'sacfast[envpool]'), or do without it (pip uninstall envpool)"
+        ) from error
+    if lacking := [name for name in ("list_all_envs", "make", "make_spec") if not hasattr(envpool, name)]:
+        raise _unknown_envpool(envpool, f"one without {', '.join(lacking)}")
+    return envpool
+
+
+def import_envpool() -> Any:
+    """Return EnvPool, or raise ImportError that says how to install it."""
+    envpool = find_envpool()
+    if envpool is None:
+        raise ImportError(f"envpool: expected the envpool package, which is not installed; {INSTALL_ENVPOOL}")
+    return envpool
+
+
+_POOL_NAMES = ("async_reset", "action_space", "observation_space", "_send", "_recv", "_action_keys", "_state_keys")
+_ACTION_KEYS = ["env_id", "players.env_id", "action"]
+
+
+def _check_pool(envpool: Any, pool: Any) -> None:
+    """Raise ImportError unless a pool takes its lists by the names and in the order that `EnvPoolVectorEnv` uses."""
+    if lacking := [name for name in _POOL_NAMES if not hasattr(pool, name)]:
+        raise _unknown_envpool(envpool, f"a pool without {', '.join(lacking)}")
+    if list(pool._action_keys) != _ACTION_KEYS:
+        raise _unknown_envpool(envpool, f"a pool that takes {list(pool._action_keys)} instead of {_ACTION_KEYS}")
+
+
+def _unknown_envpool(envpool: Any, found: str) -> ImportError:
+    version = getattr(envpool, "__version__", "of no version")
+    return ImportError(f"envpool: expected EnvPool 1.2.5 or a later 1.2, got {version}, {found}; {INSTALL_ENVPOOL}")
+
+
 _pools: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -398,11 +444,13 @@ class EnvPoolVectorEnv(VectorEnv):
     """Environments that EnvPool steps on its own threads.
 
     They are stepped by `_send` and `_recv`, because the wrappers around these take a tenth of the time of a step. The
-    lists that go in and come out are in the order of `_action_keys` and `_state_keys`.
+    lists that go in and come out are in the order of `_action_keys` and `_state_keys`. EnvPool promises none of these
+    names, so each pool is checked to have them.
     """
 
     def __init__(self, env_id: str, seeds: list[int], batch_size: int, num_threads: int) -> None:
-        """Check the task's spaces, then make the pool."""
+        """Check the task's spaces, then make the pool. Raises ImportError for another EnvPool than is known."""
+        envpool = import_envpool()
         with warnings.catch_warnings():
             # Gymnasium remarks on EnvPool's float64 limits of float32 spaces; nobody here reads those limits.
             warnings.filterwarnings("ignore", message=".*precision lowered by casting", category=UserWarning)
@@ -417,6 +465,7 @@ class EnvPoolVectorEnv(VectorEnv):
                 num_threads=num_threads,
                 seed=seeds,
             )
+            _check_pool(envpool, self._pool)
             _pools.add(self._pool)
             # Makes the pool build and keep the space here, where the remark is silenced.
             self._native_dtype = self._pool.action_space.dtype
@@ -431,6 +480,8 @@ class EnvPoolVectorEnv(VectorEnv):
         if leaves == ["obs"]:  # which some tasks call by a name of its own
             leaves = [key for key in keys if key.partition(".")[0] == "obs"]
         fields = ["reward", "done", "trunc", "info.env_id", *leaves]
+        if lacking := [field for field in fields if field not in keys]:
+            raise _unknown_envpool(envpool, f"a pool that does not return {', '.join(lacking)}")
         self._fields = operator.itemgetter(*map(keys.index, fields))
 
     def _start(self) -> _Rows:
@@ -608,8 +659,11 @@ def make_env(
     seed: int | Sequence[int],
     batch_size: int | None = None,
     num_threads: int | None = None,
+    source: Source | None = None,
 ) -> VectorEnv:
-    """Make `num_envs` environments: EnvPool's where it has the task, registered Gymnasium ones otherwise.
+    """Make `num_envs` environments: EnvPool's where it is installed and has the task, or else Gymnasium's.
+
+    Where EnvPool is not installed and is known to have the task, a warning says so once in a process.
 
     Args:
         env_id: a task of `envpool.list_all_envs()` or of `gymnasium.registry`; "module:Name-v0" imports the
@@ -621,8 +675,10 @@ def make_env(
         batch_size: environments that one step waits for; fewer than `num_envs` makes EnvPool step
             asynchronously. None: all.
         num_threads: EnvPool's threads. None: the cores this process may use, at most `num_envs`.
+        source: the library that a run's environments have been of, so that it goes on with the same. None: as above.
 
     Raises:
+        ImportError: EnvPool is to be the source and is not installed, or a package that the task needs is missing.
         TypeError: an argument has the wrong type.
         ValueError: an unknown task, a number out of range, or a task without float observations and bounded
             continuous actions.
@@ -638,16 +694,55 @@ def make_env(
         seeds = _checked_seeds(seed, num_envs)
     else:
         seeds = environment_seeds(seed, num_envs)
-    if env_id in envpool.list_all_envs():
+    if source == "envpool" and find_envpool() is None:
+        raise ImportError(
+            f"{env_id}: the run has EnvPool's environments, and goes on with no others; EnvPool is not installed: "
+            f"{INSTALL_ENVPOOL}"
+        )
+    if source != "gymnasium" and env_id in _envpool_tasks():
         threads = num_threads or min(len(os.sched_getaffinity(0)), num_envs)
         return EnvPoolVectorEnv(env_id, seeds, batch_size or num_envs, threads)
     _check_registered(env_id)
+    advice = _envpool_advice(env_id)
     if batch_size not in (None, num_envs):
+        hint = advice and f"; EnvPool, which is not installed, need not: {advice}"
         raise ValueError(
             f"batch_size: {env_id} is a Gymnasium task, which steps all {num_envs} environments at once, "
-            f"got {batch_size}"
+            f"got {batch_size}{hint}"
         )
-    return GymnasiumVectorEnv(env_id, seeds)
+    try:
+        env = GymnasiumVectorEnv(env_id, seeds)
+    except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+        hint = advice and f"; or, for EnvPool's environments, {advice}"
+        raise ImportError(f"{env_id}: {error}{hint}") from error
+    if advice and source is None:
+        _warn_of_gymnasium(advice)
+    return env
+
+
+def _envpool_tasks() -> Collection[str]:
+    """Return the names of EnvPool's tasks; none where it is not installed."""
+    envpool = find_envpool()
+    return () if envpool is None else envpool.list_all_envs()
+
+
+def _envpool_advice(env_id: str) -> str:
+    """Return the command that brings a Gymnasium task's environments of EnvPool; "" where none does.
+
+    EnvPool has every task with continuous actions that comes with Gymnasium.
+    """
+    task = gymnasium.registry.get(env_id)
+    comes_with_gymnasium = task is not None and str(task.entry_point).startswith("gymnasium.envs.")
+    return INSTALL_ENVPOOL if comes_with_gymnasium and find_envpool() is None else ""
+
+
+@functools.cache
+def _warn_of_gymnasium(advice: str) -> None:
+    """Say once in a process what steps the environments: they are made again at every checkpoint and evaluation."""
+    _LOG.warning(
+        "EnvPool is not installed: the environments are Gymnasium's, stepped one after the other; for faster ones: %s",
+        advice,
+    )
 
 
 def environment_seeds(
@@ -816,16 +911,20 @@ def _warn_of_statistics(env_id: str, names: tuple[str, ...]) -> None:
 
 
 def _check_registered(env_id: str) -> None:
-    """Refuse a task that neither library knows, with the closest names there are."""
+    """Refuse a task that no installed library knows, with the closest names there are."""
     module, _, name = env_id.rpartition(":")
     if module:
         importlib.import_module(module)
     if name in gymnasium.registry:
         return
-    known = {*envpool.list_all_envs(), *gymnasium.registry}
-    close = difflib.get_close_matches(name, known, n=3)
+    close = difflib.get_close_matches(name, {*_envpool_tasks(), *gymnasium.registry}, n=3)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    raise ValueError(f"env_id: neither EnvPool nor Gymnasium knows {env_id!r}{hint}")
+    if find_envpool() is not None:
+        raise ValueError(f"env_id: neither EnvPool nor Gymnasium knows {env_id!r}{hint}")
+    raise ValueError(
+        f"env_id: Gymnasium does not know {env_id!r}, and EnvPool, which has more tasks, dm_control's among them, is "
+        f"not installed: {INSTALL_ENVPOOL}{hint}"
+    )
 
 
 def _checked_seeds(seeds: Sequence[int], num_envs: int) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import gymnasium
 import numpy as np
 
-from sacfast.envs import EnvSpec, GymnasiumVectorEnv, ImageArray, environment_seeds, make_env
+from sacfast.envs import EnvSpec, GymnasiumVectorEnv, ImageArray, Source, environment_seeds, make_env
 from sacfast.scalars import as_int
 from sacfast.types import FloatArray, IntArray
 
@@ -49,7 +49,12 @@ class EvaluationResult(NamedTuple):
 
 
 def evaluate(
-    policy: ActingPolicy, env_id: str, episodes: int = 10, seed: int = 0, num_envs: int | None = None
+    policy: ActingPolicy,
+    env_id: str,
+    episodes: int = 10,
+    seed: int = 0,
+    num_envs: int | None = None,
+    source: Source | None = None,
 ) -> EvaluationResult:
     """Run `episodes` whole episodes on fresh environments.
 
@@ -62,6 +67,7 @@ def evaluate(
         episodes: at least 1.
         seed: of the environments. They never share a seed with training environments, even for equal seeds.
         num_envs: environments side by side; None: one per episode, at most `MAX_ENVS`.
+        source: whose environments, as of `make_env`.
 
     Raises:
         ValueError: `episodes` or `num_envs` below 1.
@@ -72,7 +78,7 @@ def evaluate(
     share = [episodes // num_envs + (index < episodes % num_envs) for index in range(num_envs)]
     returns: list[list[float]] = [[] for _ in range(num_envs)]
     lengths: list[list[int]] = [[] for _ in range(num_envs)]
-    with make_env(env_id, num_envs, environment_seeds(seed, num_envs, "evaluation")) as env:
+    with make_env(env_id, num_envs, environment_seeds(seed, num_envs, "evaluation"), source=source) as env:
         observation, _ = env.reset()
         missing = episodes
         while missing:

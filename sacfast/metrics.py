@@ -13,6 +13,7 @@ RUN_DIR/
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import io
@@ -81,11 +82,14 @@ _VERSIONED = ("torch", "numpy", "gymnasium", "envpool")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result depends on, without importing the packages."""
+    """Return the versions that a result depends on, without importing the packages: of those that are installed."""
     from sacfast import __version__
 
-    packages = {name: metadata.version(name) for name in _VERSIONED}
-    return {"sacfast": __version__, "python": platform.python_version(), **packages}
+    found = {"sacfast": __version__, "python": platform.python_version()}
+    for name in _VERSIONED:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 class RunError(ValueError):

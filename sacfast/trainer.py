@@ -135,6 +135,7 @@ class SAC:
         Raises:
             TypeError: an unknown field, or one of a wrong type.
             ValueError: a value out of range, an unknown or unsupported task, a device that is not there.
+            ImportError: a package that the task or a setting needs is not installed.
             FileExistsError: `run_dir` already holds a run and `overwrite` is False.
         """
         train, algorithm = _split_fields(fields)
@@ -167,6 +168,7 @@ class SAC:
         Raises:
             CheckpointError: no checkpoint is sound, of this run and its task, and whole with its replay buffer; or
                 there is none, and other files say that there was one.
+            ImportError: a package that the run needs is not installed: EnvPool, where it was begun with it.
             RunInUseError: another model, of this process or another one, is at work in `run_dir`.
         """
         run_dir = Path(run_dir)
@@ -301,8 +303,10 @@ class SAC:
         """
         policy = self._acting_policy(deterministic)
         seed = self.train_config.seed if seed is None else seed
+        # A policy that was learned on EnvPool's environments can be evaluated without EnvPool.
+        source = None if self.spec.source == "envpool" else self.spec.source
         with _torch_threads(ACTING_THREADS):
-            return evaluate(policy, self.train_config.env_id, episodes, seed)
+            return evaluate(policy, self.train_config.env_id, episodes, seed, source=source)
 
     def record_video(
         self, path: Path | str, episodes: int = 1, deterministic: bool = True, seed: int | None = None
@@ -478,15 +482,17 @@ class SAC:
         """Return the training environments, started if they are not open. Each generation has seeds of its own."""
         if self._rollout is None:
             train = self.train_config
+            before: EnvSpec | None = getattr(self, "spec", None)
             env = make_env(
                 train.env_id,
                 train.num_envs,
                 environment_seeds(train.seed, train.num_envs, generation=self._progress.env_generation),
                 batch_size=train.env_batch_size,
                 num_threads=train.env_threads,
+                source=None if before is None else before.source,
             )
             try:
-                saved.check_spec(env.spec, getattr(self, "spec", env.spec))
+                saved.check_spec(env.spec, env.spec if before is None else before)
                 self._rollout = Rollout(env, keeps_actions=train.run_dir is not None)
             except Exception:
                 env.close()
@@ -677,7 +683,10 @@ class SAC:
 
     def _conditions(self) -> dict[str, Any]:
         """Return what must not change for a resumed run to be exact."""
-        return {**versions(), "torch threads": self._update_threads}
+        found = {**versions(), "torch threads": self._update_threads}
+        if self.spec.source == "gymnasium":
+            found.pop("envpool", None)
+        return found
 
     def _finish(self, run: _Run, status: str) -> None:
         """Write what a run leaves behind, whatever ended it; the summary last, when all is there."""

@@ -1,6 +1,6 @@
 """What every layer does with bad input: a table of the tests that show it, and the tests that stand nowhere else.
 
-`TABLE` has 25 kinds of bad input. For each it names, by layer, the tests that show that nothing crashes, hangs, is
+`TABLE` has 26 kinds of bad input. For each it names, by layer, the tests that show that nothing crashes, hangs, is
 broadcast or turns into NaN unsaid. A layer without an entry has no such input. A test below holds the names to what
 exists, so that the table cannot rot.
 """
@@ -47,6 +47,7 @@ STATE, THREADS = "test_fused_state.py::", "test_fused_threads.py::"
 FUSED, REFERENCE, REPLAY = "test_fused.py::", "test_reference.py::", "test_replay.py::"
 ENVS, TRAINER, CLI = "test_envs.py::", "test_trainer.py::", "test_cli.py::"
 CHECKPOINT, CONFIG, POLICY = "test_checkpoint.py::", "test_config.py::", "test_policy.py::"
+OPTIONAL = "test_optional_packages.py::"
 MEMORY, INTERRUPT, RUN_FILES = "test_memory.py::", "test_interrupt.py::", "test_run_files.py::"
 
 TABLE: dict[str, dict[str, list[str]]] = {
@@ -317,6 +318,17 @@ TABLE: dict[str, dict[str, list[str]]] = {
         ],
         "cli": [HERE + "test_the_command_refuses_a_cpu_level_in_one_line"],
     },
+    "a package that is not installed, or is another one": {
+        "ops": [OPTIONAL + "test_the_ops_need_torch_alone"],
+        "trainer": [
+            ENVS + "test_without_envpool_an_unknown_task_may_be_one_of_its_own",
+            ENVS + "test_a_source_is_kept",
+            ENVS + "test_a_pool_of_another_envpool_is_refused",
+            ENVS + "test_a_broken_envpool_is_not_taken_for_a_missing_one",
+            "test_resume.py::test_a_run_on_envpool_does_not_go_on_without_it",
+        ],
+        "cli": [OPTIONAL + "test_a_missing_package_is_one_line_that_says_what_to_install"],
+    },
     "replay larger than memory, capacity below a batch, sampling when empty": {
         "learner": [STATE + "test_update_refuses", REFERENCE + "test_update_refuses"],
         "replay": [
@@ -385,7 +397,7 @@ def names_in(file: str) -> set[str]:
 
 
 def test_the_table_names_tests_that_exist() -> None:
-    assert len(TABLE) == 25
+    assert len(TABLE) == 26
     assert {layer for layers in TABLE.values() for layer in layers} == {"ops", "learner", "replay", "trainer", "cli"}
     named = [name for layers in TABLE.values() for names in layers.values() for name in names]
     assert [name for name in named if name.partition("::")[2] not in names_in(name.partition("::")[0])] == []

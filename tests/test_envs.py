@@ -5,6 +5,7 @@ import os
 import sys
 import types
 from collections import defaultdict
+from pathlib import Path
 from typing import Any, ClassVar
 
 import envpool
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from process_threads import those_that_stay, thread_ids
 
+from sacfast import envs
 from sacfast.envs import EnvironmentFault, EnvPoolVectorEnv, VectorEnv, environment_seeds, make_env
 
 # The environments made up here are odd on purpose, and Gymnasium's checker remarks on it.
@@ -852,6 +854,120 @@ def test_make_env_refuses(arguments, error, message):
 def test_gymnasium_tasks_do_not_step_asynchronously(register):
     with pytest.raises(ValueError, match=r"batch_size: .* steps all 2 environments at once, got 1"):
         make_env(register(_Chain), 2, seed=0, batch_size=1)
+
+
+# Without EnvPool, and with another one than is known
+
+
+@pytest.fixture
+def no_envpool(monkeypatch):
+    """Let imports of EnvPool fail as where it is not installed."""
+    monkeypatch.setitem(sys.modules, "envpool", None)
+    envs._warn_of_gymnasium.cache_clear()
+
+
+@pytest.mark.usefixtures("no_envpool")
+def test_without_envpool_a_task_has_the_same_spec_and_says_once_what_is_faster(caplog):
+    for _ in range(2):
+        with make_env("Pendulum-v1", 2, seed=0) as env:
+            env.reset()
+            result = env.step(np.full((2, 1), 0.5, np.float32))
+    assert (env.spec.source, env.spec.max_episode_steps, result.transition.next_observation.shape) == (
+        *("gymnasium", 200),
+        (2, 3),
+    )
+    np.testing.assert_array_equal((env.spec.action_low, env.spec.action_high), [[-2], [2]])
+    assert caplog.messages == [
+        "EnvPool is not installed: the environments are Gymnasium's, stepped one after the other; "
+        "for faster ones: pip install 'sacfast[envpool]'"
+    ]
+
+
+@pytest.mark.usefixtures("no_envpool")
+def test_a_task_that_envpool_does_not_have_is_not_said_to_be_faster_with_it(register, caplog):
+    env_id = register(_Chain)
+    make_env(env_id, 2, seed=0).close()
+    assert caplog.messages == []
+    with pytest.raises(ValueError, match=r"steps all 2 environments at once, got 1$"):
+        make_env(env_id, 2, seed=0, batch_size=1)
+
+
+def test_envpool_has_what_it_is_said_to_make_faster():
+    """All of Gymnasium's tasks but this one, whose actions are discrete."""
+    own = [name for name, task in gymnasium.registry.items() if str(task.entry_point).startswith("gymnasium.envs.")]
+    assert len(own) > 30
+    assert set(own) - set(envpool.list_all_envs()) <= {"Taxi-v3", "Taxi-v4"}
+
+
+@pytest.mark.usefixtures("no_envpool")
+@pytest.mark.parametrize("env_id", ["CheetahRun-v1", "HalfCheeta-v5"])
+def test_without_envpool_an_unknown_task_may_be_one_of_its_own(env_id):
+    message = rf"Gymnasium does not know '{env_id}', and EnvPool, .*pip install 'sacfast\[envpool\]'; did you mean Half"
+    with pytest.raises(ValueError, match=message):
+        make_env(env_id, 1, seed=0)
+
+
+def test_a_source_is_kept(monkeypatch, caplog):
+    with make_env("Pendulum-v1", 1, seed=0, source="gymnasium") as env:
+        assert env.spec.source == "gymnasium"
+    with make_env("Pendulum-v1", 1, seed=0, source="envpool") as env:
+        assert env.spec.source == "envpool"
+    assert caplog.messages == []
+    monkeypatch.setitem(sys.modules, "envpool", None)
+    with pytest.raises(ImportError, match=r"Pendulum-v1: .*EnvPool is not installed: pip install 'sacfast\[envpool\]'"):
+        make_env("Pendulum-v1", 1, seed=0, source="envpool")
+
+
+class _Pool:
+    """An EnvPool's pool without, or with other, private names."""
+
+    def __init__(self, pool: Any, **changes: Any) -> None:
+        self._pool, self._changes = pool, changes
+
+    def __getattr__(self, name: str) -> Any:
+        value = self._changes.get(name, self)
+        if value is None:
+            raise AttributeError(name)
+        return getattr(self._pool, name) if value is self else value
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"_send": None}, "a pool without _send"),
+        ({"_recv": None, "_state_keys": None}, "a pool without _recv, _state_keys"),
+        ({"_action_keys": ["players.env_id", "env_id", "action"]}, r"a pool that takes \['players.env_id', 'env_id'"),
+        ({"_state_keys": ["obs", "reward", "done", "trunc"]}, "a pool that does not return info.env_id"),
+    ],
+    ids=str,
+)
+def test_a_pool_of_another_envpool_is_refused(monkeypatch, changes, found):
+    make = envpool.make
+    monkeypatch.setattr(envpool, "make", lambda *args, **kwargs: _Pool(make(*args, **kwargs), **changes))
+    message = rf"envpool: expected EnvPool 1\.2\.5 or a later 1\.2, got {envpool.__version__}, {found}.*; pip install"
+    with pytest.raises(ImportError, match=message):
+        make_env("Pendulum-v1", 1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("raise ImportError('libstdc++.so.6: not found')", r"cannot be imported \(libstdc\+\+.*--force-reinstall"),
+        ("import sacfast_no_such_module", r"cannot be imported \(No module named 'sacfast_no_such_module'\)"),
+        ("__version__ = '9.0'\nmake = list_all_envs = print", r"got 9\.0, one without make_spec; pip install"),
+        (None, r"got of no version, one without list_all_envs, make, make_spec; pip install"),  # a folder of that name
+    ],
+)
+def test_a_broken_envpool_is_not_taken_for_a_missing_one(monkeypatch, tmp_path: Path, source, message):
+    (tmp_path / "envpool").mkdir()
+    if source is None:
+        monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    else:
+        (tmp_path / "envpool" / "__init__.py").write_text(source)
+        monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "envpool")
+    with pytest.raises(ImportError, match=f"envpool: .*{message}"):
+        make_env("Pendulum-v1", 1, seed=0)
 
 
 # Order of calls, processes, threads

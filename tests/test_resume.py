@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import signal
@@ -246,6 +247,50 @@ def test_a_changed_version_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     SAC.resume(tmp_path, torch_threads=2)
     assert f"torch was {torch.__version__}, is 0.1: the run may not go on bit for bit" in caplog.text
     assert "torch threads was 1, is 2" in caplog.text
+
+
+# ---- With and without EnvPool -----------------------------------------------------------------------------------
+
+
+def test_a_run_on_envpool_does_not_go_on_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other environments would be another task; no checkpoint is at fault, and none is passed over."""
+    run_dir = killed(tmp_path / "run", 555)
+    monkeypatch.setitem(sys.modules, "envpool", None)
+    with pytest.raises(
+        ImportError, match=r"^Pendulum-v1: .*EnvPool is not installed: pip install 'sacfast\[envpool\]'$"
+    ):
+        SAC.resume(run_dir)
+    assert cli.main(["train", "--resume", str(run_dir)]) == cli.FAILED
+    assert capsys.readouterr().err.count("\n") == 1
+    model = SAC.load(run_dir)  # its policy may act on Gymnasium's environments
+    assert len(model.evaluate(2).returns) == 2
+    with pytest.raises(ImportError, match="EnvPool is not installed"):
+        model.learn(10)
+    monkeypatch.undo()
+    assert SAC.resume(run_dir).timesteps == 400
+
+
+@pytest.mark.parametrize("installed_later", [True, False])
+def test_a_run_without_envpool_goes_on_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, installed_later: bool
+) -> None:
+    monkeypatch.setitem(sys.modules, "envpool", None)
+    monkeypatch.setattr("sacfast.metrics._VERSIONED", ("torch", "numpy", "gymnasium"))
+    undisturbed = small(tmp_path / "whole").learn(TOTAL)
+    killed(tmp_path / "cut", 555)
+    caplog.clear()
+    if installed_later:
+        monkeypatch.undo()
+    resumed = SAC.resume(tmp_path / "cut").learn()
+    assert resumed.spec.source == "gymnasium"
+    assert not re.search("bit for bit|EnvPool|envpool", caplog.text)
+    assert resumed.summary is not None
+    assert undisturbed.summary is not None
+    assert ("envpool" in resumed.summary.pop("versions")) == installed_later
+    del undisturbed.summary["versions"]
+    assert_same_run(undisturbed, resumed)
 
 
 # ---- What a killed save leaves ----------------------------------------------------------------------------------

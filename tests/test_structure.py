@@ -20,7 +20,19 @@ CSRC = ROOT / "csrc"
 # between. None knows another one; what they share is here.
 PARTS = ({"envs"}, {"replay"}, {"learner", "fused", "engines", "reference"}, {"policy"})
 NATIVE = ("_C", "_collect")
-FOUNDATIONS = {"types", "scalars", "config", "devices", "memory", "networks", "ops", "_install", "_ext", "collect"}
+FOUNDATIONS = {
+    "types",
+    "scalars",
+    "config",
+    "devices",
+    "memory",
+    "networks",
+    "ops",
+    "_install",
+    "_ext",
+    "collect",
+    "output",
+}
 # Foundations, from the bottom: each may import only those before it.
 ALLOWED = {
     "types": set(),

@@ -10,11 +10,10 @@ import time
 import warnings
 from typing import Any
 
-import envpool
 import numpy as np
 
 from sacfast.benchmark.harness import Spread
-from sacfast.envs import EnvSpec
+from sacfast.envs import EnvSpec, import_envpool
 from sacfast.trainer import SAC
 
 
@@ -26,7 +25,7 @@ class BarePool:
         with warnings.catch_warnings():
             # Gymnasium remarks on limits that nobody reads here; see EnvPoolVectorEnv.
             warnings.filterwarnings("ignore", message=".*precision lowered by casting", category=UserWarning)
-            self._pool: Any = envpool.make(
+            self._pool: Any = import_envpool().make(
                 spec.env_id, env_type="gymnasium", num_envs=num_envs, num_threads=threads, seed=0
             )
             dtype = self._pool.action_space.dtype
@@ -53,7 +52,11 @@ def measure(env_id: str, num_envs: int, env_threads: int, rounds: int, steps: in
 
     Returns:
         Environment steps per second of both, and their ratio in each round, as percentiles.
+
+    Raises:
+        ImportError: EnvPool is not installed.
     """
+    import_envpool()  # before anything is built
     model = SAC(
         env_id,
         num_envs=num_envs,

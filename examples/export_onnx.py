@@ -12,13 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 import tyro
 from gain import print_gain
 from torch import Tensor, nn
 
 import sacfast
+
+try:
+    import onnxruntime
+    import onnxscript  # noqa: F401  (torch exports by it)
+except ImportError as error:
+    raise SystemExit(f"{error}: pip install 'sacfast[examples]'") from error
 
 TOLERANCE = 2e-6
 """Largest difference of two actions, in units of half the action's range. Both programs compute in float32 and add up

@@ -16,15 +16,19 @@ import numpy as np
 import torch
 import tyro
 from gain import print_gain
-from stable_baselines3 import SAC
-from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
-from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.logger import Logger
-from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import Tensor
 from torch.nn import functional as F
 
 from sacfast import ops
+
+try:
+    from stable_baselines3 import SAC
+    from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
+    from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.logger import Logger
+    from stable_baselines3.sac.policies import Actor, SACPolicy
+except ImportError as error:
+    raise SystemExit(f"{error}: pip install 'sacfast[examples]'") from error
 
 
 @dataclass

@@ -15,14 +15,18 @@ from dataclasses import dataclass
 import torch
 import tyro
 from gain import print_gain
-from tensordict import TensorDict
-from tensordict.nn import NormalParamExtractor, TensorDictModule
 from torch import Tensor, nn
-from torchrl.envs import GymEnv
-from torchrl.modules import MLP, ProbabilisticActor, TanhNormal, ValueOperator
-from torchrl.objectives import SACLoss, SoftUpdate
 
 from sacfast import ops
+
+try:
+    from tensordict import TensorDict
+    from tensordict.nn import NormalParamExtractor, TensorDictModule
+    from torchrl.envs import GymEnv
+    from torchrl.modules import MLP, ProbabilisticActor, TanhNormal, ValueOperator
+    from torchrl.objectives import SACLoss, SoftUpdate
+except ImportError as error:
+    raise SystemExit(f"{error}: pip install 'sacfast[examples]'") from error
 
 
 @dataclass

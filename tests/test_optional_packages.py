@@ -169,3 +169,21 @@ def test_a_missing_package_is_one_line_that_says_what_to_install(answers: dict[s
     assert (code, output, errors.count("\n")) == (expected, "", 1), errors
     assert errors.startswith(f"sacfast {command.partition(' ')[0]}: ")
     assert [each for each in words if each not in errors] == []
+
+
+@pytest.mark.parametrize(
+    ("example", "package"),
+    [
+        ("export_onnx", "onnxruntime"),
+        ("stable_baselines3_sac", "stable_baselines3"),
+        ("torchrl_tanh_normal", "torchrl"),
+    ],
+)
+def test_an_example_without_its_package_says_what_to_install(example: str, package: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; sys.path.insert(0, 'examples'); import {example}"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert f"{package}" in done.stderr
+    assert done.stderr.endswith("pip install 'sacfast[examples]'\n")

@@ -90,9 +90,9 @@ def test_evaluation_never_uses_the_seeds_of_training(monkeypatch: pytest.MonkeyP
     used: list[int] = []
     make_env = evaluate_module.make_env
 
-    def spy(env_id: str, num_envs: int, seed: list[int]) -> Any:
+    def spy(env_id: str, num_envs: int, seed: list[int], **fields: Any) -> Any:
         used.extend(seed)
-        return make_env(env_id, num_envs, seed)
+        return make_env(env_id, num_envs, seed, **fields)
 
     monkeypatch.setattr(evaluate_module, "make_env", spy)
     for seed in (1, 2):

@@ -32,8 +32,8 @@ from sacfast import files, output
 FORMAT = "sacfast-checkpoint"
 SCHEMA_VERSION = 3
 READABLE_VERSIONS = (1, 2, SCHEMA_VERSION)
-"""Version 1 held the learner alone, without sizes and the manifest's own sum. Version 2 did not tell what of a step
-was still to be done, nor hold the actions that bring the environments back."""
+"""Version 1 held the learner alone, without sizes and the manifest's own sum. Version 2 lacked the counts
+of a run that stopped within a step, and the actions that bring the environments back."""
 MANIFEST = "manifest.json"
 MANIFEST_BYTES = 16 * 2**20
 """Most bytes of a manifest that is read; those of tasks with thousands of actions have some hundred thousand."""

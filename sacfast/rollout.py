@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from sacfast import output
-from sacfast.envs import EnvironmentFault, StepResult, VectorEnv
+from sacfast.envs import EnvSpec, StepResult, VectorEnv
 from sacfast.types import FloatArray
 
 _LOG = output.logger(__name__)
@@ -82,19 +82,20 @@ class Rollout:
         """
         assert self._actions is not None, "the actions were not kept"
         shape = (-1, self._env.num_envs, self._env.spec.action_dim)
-        actions = np.frombuffer(bytes(self._actions), np.float32).reshape(shape).copy()
+        actions = np.frombuffer(self._actions, np.float32).reshape(shape).copy()
         return {"actions": torch.from_numpy(actions), "steps": torch.tensor(self.steps), **self._position()}
 
     def restep(self, state: Mapping[str, torch.Tensor], progress: bool = False) -> bool:
         """Send the actions of a `state_dict`, right after the reset; return whether that has led to its state.
 
         What the steps yield is dropped. After False the environments are of no more use: they do not repeat
-        themselves. `progress`: whether a bar shows how far it is, if it takes long.
+        themselves, or one has failed, which a warning says. `progress`: whether a bar shows how far it is, if it takes
+        long.
 
         Raises:
             ValueError: an entry is missing, unknown, or of another shape or dtype.
         """
-        self._check(state)
+        check_state(state, self._env.num_envs, self._env.spec)
         actions, steps = state["actions"].numpy(), int(state["steps"])
         _LOG.info("%s: stepping the environments to where they were: %d steps", self._env.spec.env_id, steps)
         try:
@@ -113,7 +114,8 @@ class Rollout:
                 return False
             for action in actions[steps:]:
                 self.send(action)
-        except EnvironmentFault:
+        except Exception as error:  # whatever an environment raises: the run goes on with fresh ones
+            _LOG.warning("%s: an environment failed: %s", self._env.spec.env_id, error)
             return False
         return True
 
@@ -126,19 +128,25 @@ class Rollout:
             "length": torch.from_numpy(length),
         }
 
-    def _check(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Raise ValueError unless a state has the form of this object's own."""
-        sent = state["actions"].shape[:1] if "actions" in state else (0,)
-        actions = torch.empty((*sent, self._env.num_envs, self._env.spec.action_dim))
-        like = {"actions": actions, "steps": torch.tensor(0), **self._position()}
-        expected, found = (
-            {name: f"{tensor.dtype} {list(tensor.shape)}" for name, tensor in sorted(each.items())}
-            for each in (like, state)
+
+def check_state(state: Mapping[str, torch.Tensor], num_envs: int, spec: EnvSpec) -> None:
+    """Raise ValueError unless a state has the form of those that `Rollout.state_dict` of such environments returns."""
+    sent = state["actions"].shape[:1] if "actions" in state else (0,)
+    like = {
+        "actions": torch.empty((*sent, num_envs, spec.action_dim), device="meta"),
+        "steps": torch.tensor(0),
+        "observation": torch.empty((num_envs, spec.observation_dim)),
+        "return": torch.empty(num_envs, dtype=torch.float64),
+        "length": torch.empty(num_envs, dtype=torch.int64),
+    }
+    expected, found = (
+        {name: f"{tensor.dtype} {list(tensor.shape)}" for name, tensor in sorted(each.items())}
+        for each in (like, state)
+    )
+    if found != expected:
+        raise ValueError(f"environments: expected {expected}, got {found}")
+    if not max(0, len(state["actions"]) - 1) <= int(state["steps"]) <= len(state["actions"]):
+        raise ValueError(
+            f"environments: expected {len(state['actions'])} actions to be of as many steps, or one fewer, "
+            f"got {int(state['steps'])}"
         )
-        if found != expected:
-            raise ValueError(f"environments: expected {expected}, got {found}")
-        if not max(0, len(state["actions"]) - 1) <= int(state["steps"]) <= len(state["actions"]):
-            raise ValueError(
-                f"environments: expected {len(state['actions'])} actions to be of as many steps, or one fewer, "
-                f"got {int(state['steps'])}"
-            )

@@ -35,7 +35,7 @@ class Field(NamedTuple):
 
 
 def integer(low: int, bits: int = 63) -> Field:
-    """Return the field of an int from `low` on that so many bits can hold."""
+    """Return the field of an int from `low` to 2**bits - 1."""
     return Field(f"an int >= {low} of {bits} bits", lambda value: type(value) is int and low <= value < 2**bits)
 
 
@@ -248,8 +248,7 @@ def check_nothing_is_lost(run_dir: Path, limit: float) -> None:
 def check_learner(state: Mapping[str, Tensor], spec: EnvSpec, sac: SACConfig) -> None:
     """Raise CheckpointError unless a learner's tensors are finite, its counts are counts, and its actor fits `sac`.
 
-    The actor's shapes are known before a learner is built: memory for settings that the file does not bear out would
-    else be asked for.
+    The actor's shapes are compared before a learner is built: a manifest with wrong sizes would otherwise take memory.
     """
     sizes = [spec.observation_dim, *sac.hidden_sizes, 2 * spec.action_dim]
     for index, (inputs, outputs) in enumerate(pairwise(sizes)):

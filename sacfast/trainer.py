@@ -14,8 +14,8 @@ limit, and their return is not counted.
 
 At any other moment, when a signal or a callback stops the run or it has its `total_timesteps`, the environments stay
 open, and the checkpoint holds the actions that were sent to them since they were opened. A resumed run opens fresh
-ones from the same seeds and steps them with these actions. Where a step of the loop was cut, it goes on in that step:
-what is left of it follows from counts in `_Progress`, so that actions, updates and evaluations keep their order.
+ones from the same seeds and steps them with these actions. A stop may come in the middle of the loop's body; the counts
+in `_Progress` then tell what is left of it, so that actions, updates and evaluations keep their order.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ import os
 import signal
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import FrameType
@@ -51,7 +52,7 @@ from sacfast.envs import (
     make_env,
 )
 from sacfast.evaluate import EvaluationResult, evaluate, record_video
-from sacfast.learner import LearnerGroup, make_learner, metric_names, side_by_side
+from sacfast.learner import Learner, LearnerGroup, make_learner, metric_names, side_by_side
 from sacfast.lock import RunLock
 from sacfast.memory import check_fits
 from sacfast.metrics import (
@@ -67,7 +68,7 @@ from sacfast.metrics import (
 )
 from sacfast.policy import Policy
 from sacfast.replay import ReplayBuffer
-from sacfast.rollout import Rollout
+from sacfast.rollout import Rollout, check_state
 from sacfast.scalars import as_int
 from sacfast.types import FloatArray, Metrics, Transition
 
@@ -117,11 +118,13 @@ class SAC:
     config: SACConfig
     train_config: TrainConfig
     spec: EnvSpec
+    learner: Learner
     loaded_from: Path | None
     _rollout: Rollout | None
     _replay: ReplayBuffer | None
     _logger: MetricsLogger | None
     _lock: RunLock | None
+    _updates_seen: int
 
     def __init__(self, env_id: str, **fields: Any) -> None:
         """Build everything that a run needs, so that what is wrong fails here and not after hours.
@@ -166,6 +169,7 @@ class SAC:
                 code is run because a file says so.
 
         Raises:
+            ValueError: `seed` is given, or a field has a value that does not fit the machine.
             CheckpointError: no checkpoint is sound, of this run and its task, and whole with its replay buffer; or
                 there is none, and other files say that there was one.
             ImportError: a package that the run needs is not installed: EnvPool, where it was begun with it.
@@ -173,6 +177,8 @@ class SAC:
         """
         run_dir = Path(run_dir)
         fields = {**fields, "run_dir": run_dir}
+        if "seed" in fields:
+            raise ValueError(f"seed: expected none, for another seed is another run, got {fields['seed']!r}")
         TrainConfig.from_dict({"env_id": "any", **fields})  # what is wrong here is no checkpoint's fault
         saved.check_is_run(run_dir)
         lock = RunLock(run_dir)
@@ -187,24 +193,38 @@ class SAC:
         config = _config_of_run(run_dir)
         if config is not None and isinstance(config["train"].get("env_id"), str):
             saved.check_task_is_known(config["train"]["env_id"], fields.get("env_id"))
+        if config is not None:
+            resolve_device(fields.get("device", saved.config_of(CONFIG_FILE, TrainConfig, config["train"]).device))
         if not saved.has_no_checkpoint(run_dir):
-            return checkpoint.take(run_dir, lambda path: cls._restore(path, config, fields))
+            model, position, manifest = checkpoint.take(run_dir, lambda path: cls._restore(path, config, fields))
+            # Not before the checkpoint is taken: that an environment fails on the way is no fault of the checkpoint.
+            model._reopen_env(position, manifest["train"])
+            _warn_of_changes({**manifest["versions"], "torch threads": manifest["torch_threads"]}, model._conditions())
+            return model
         if config is None:
             raise checkpoint.CheckpointError(f"{run_dir}: expected a run directory with {CONFIG_FILE}, found none")
         own = saved.config_of(CONFIG_FILE, TrainConfig, config["train"])
         train = TrainConfig.from_dict({**config["train"], **fields, "overwrite": True})
         model = cls.from_config(train, saved.config_of(CONFIG_FILE, SACConfig, config["sac"]))
         every = _checkpoint_every(own, model.spec)
-        # The line and the best policy of the same step, which may pass the mark by a row less than it has, come first.
+        # At the step of the first checkpoint, a line of metrics and the best policy are written before it. That step can
+        # be up to num_envs - 1 transitions past the mark.
         saved.check_nothing_is_lost(run_dir, every + own.num_envs if every else math.inf)
         _LOG.warning("%s has no checkpoint yet: the run starts anew", run_dir)
         return model
 
     @classmethod
-    def _restore(cls, path: Path, config: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> Self:
-        """Build the model of a run's checkpoint. Whatever is wrong with the checkpoint is an error of some type."""
-        saved.check_run_manifest(checkpoint.read_manifest(path), config)
-        present = checkpoint.held(checkpoint.read_manifest(path), (ENVIRONMENTS,))
+    def _restore(
+        cls, path: Path, config: Mapping[str, Any] | None, fields: Mapping[str, Any]
+    ) -> tuple[Self, Mapping[str, torch.Tensor] | None, dict[str, Any]]:
+        """Build the model of a run's checkpoint. Whatever is wrong with the checkpoint is an error of some type.
+
+        Returns the model, whose environments are yet to be brought to where they were; the group `ENVIRONMENTS`, if
+        there is one; and the manifest.
+        """
+        manifest = checkpoint.read_manifest(path)
+        saved.check_run_manifest(manifest, config)
+        present = checkpoint.held(manifest, (ENVIRONMENTS,))
         tensors, manifest = checkpoint.load(path, groups=("learner", "policy", "replay", *present))
         train, sac, spec = saved.settings_of(manifest)
         saved.check_task_is_known(train.env_id, fields.get("env_id"))
@@ -215,35 +235,48 @@ class SAC:
                 f"in 'progress' and {manifest['timesteps']}"
             )
         saved.check_learner(tensors["learner"], spec, sac)
+        if ENVIRONMENTS in tensors:
+            check_state(tensors[ENVIRONMENTS], train.num_envs, spec)
+        settings = train.to_dict()
+        if config is not None:  # which has the length that the run was last given
+            settings["total_timesteps"] = config["train"].get("total_timesteps", train.total_timesteps)
         model = cls.__new__(cls)
-        model._build(TrainConfig.from_dict({**train.to_dict(), **fields}), sac, spec, progress, resumed=True)
+        model._build(TrainConfig.from_dict({**settings, **fields}), sac, spec, progress, resumed=True)
         model.loaded_from = path
         parts: dict[str, _Stateful] = {"learner": model.learner, "policy": model.policy, "replay": model.replay}
         for group, part in parts.items():
             _load_state(part, tensors[group], path, group)
         model._check_counts()
+        model._updates_seen = model.learner.gradient_updates
         saved.restore_stream(model._exploration, manifest["exploration"])
         model._saved = model._position()
-        model._reopen_env(tensors.get(ENVIRONMENTS), manifest["train"])
-        _warn_of_changes({**manifest["versions"], "torch threads": manifest["torch_threads"]}, model._conditions())
-        return model
+        model._open_env()  # which tells whether the task is still the same
+        return model, tensors.get(ENVIRONMENTS), manifest
 
     def _check_counts(self) -> None:
-        """Raise CheckpointError unless a checkpoint's transitions, replay buffer and updates belong together."""
-        progress, rows = self._progress, len(self.replay)
-        updates, due = self.learner.gradient_updates, self._schedule.due(progress.collected)
-        if rows > progress.collected:
-            raise checkpoint.CheckpointError(f"progress: collected: expected at least {rows}, got {progress.collected}")
-        if not progress.first_update <= updates <= progress.first_update + due:
+        """Raise CheckpointError unless a checkpoint's transitions and updates belong together."""
+        progress, names = self._progress, metric_names(self.config)
+        made, due = self.learner.gradient_updates - progress.first_update, self._schedule.due(progress.collected)
+        if not 0 <= made <= due:
             raise checkpoint.CheckpointError(
-                f"gradient_updates: expected at most {due} after the first {progress.first_update}, got {updates}"
+                f"gradient_updates: expected at most {due} after the first {progress.first_update}, got {made}"
             )
-        found = set(progress.update_metrics or ())
-        if found != (set(metric_names(self.config)) if updates > progress.first_update else set()):
-            raise checkpoint.CheckpointError(
-                f"progress: update_metrics: expected those of {updates - progress.first_update} updates, got "
-                f"{sorted(found)}"
-            )
+        if progress.update_metrics is not None:
+            found = progress.update_metrics.to_dict()
+            if set(found) != set(names):
+                raise checkpoint.CheckpointError(
+                    f"progress: update_metrics: expected {sorted(names)}, got {sorted(found)}"
+                )
+            values = torch.tensor([found[name] for name in names], dtype=torch.float64)
+            progress.update_metrics = Metrics(names, values)
+
+    def _leave_out_updates_of_others(self) -> None:
+        """Count the updates that the learner made outside of `learn`, or that a loaded state had, as none of the run's.
+
+        Else the run would make none until as many were due.
+        """
+        self._progress.first_update += self.learner.gradient_updates - self._updates_seen
+        self._updates_seen = self.learner.gradient_updates
 
     def learn(self, total_timesteps: int | None = None, callbacks: Callback | Sequence[Callback] = ()) -> Self:
         """Collect `total_timesteps` transitions and do the gradient updates that are due for them.
@@ -385,7 +418,7 @@ class SAC:
         )
         model.loaded_from = path
         _load_state(model.learner, tensors["learner"], path, "learner")
-        model._progress.first_update = model.learner.gradient_updates
+        model._leave_out_updates_of_others()
         return model
 
     @property
@@ -434,6 +467,7 @@ class SAC:
         self.device = resolve_device(train.device)
         self._progress = progress or _Progress()
         self._resumed = resumed
+        self._updates_seen = 0  # of the learner, when `learn` last ended
         self._saved: tuple[int, ...] | None = None  # `_position` at the run's newest checkpoint
         self._latest: Transition | None = None  # of the step before; stored while the environments work on the next
         if train.run_dir is not None and not resumed:
@@ -513,7 +547,7 @@ class SAC:
         `position`: the checkpoint's group `ENVIRONMENTS`; `was`: the settings that the run had.
         """
         train = self.train_config.to_dict()
-        was = {name: was.get(name, train[name]) for name in ("num_envs", "seed", "env_batch_size")}
+        was = {name: was.get(name, train[name]) for name in ("num_envs", "env_batch_size")}
         changed = [name for name in was if train[name] != was[name]]
         fresh = "the run goes on with fresh environments, not bit for bit"
         rollout = self._open_env()
@@ -543,7 +577,8 @@ class SAC:
         self._logger.take_back(self._progress.reported)
         return self._logger
 
-    def _release_run_dir(self) -> None:
+    def _end_of_learn(self) -> None:
+        self._updates_seen = self.learner.gradient_updates
         if self._lock is not None:
             self._lock.release()
 
@@ -559,6 +594,8 @@ class SAC:
 
         Yields how many gradient updates are to be made now, at least once a step, and is sent their metrics.
         """
+        if self.loaded_from is not None and not self._resumed and self._saved is None:
+            self._try_checkpoint(run, regular=False)  # what was loaded is nowhere else in the run directory
         while True:
             if run.has_event or run.lacks_last_report:
                 yield from self._pause(run)
@@ -584,10 +621,13 @@ class SAC:
         if self.timesteps >= run.next_report or run.lacks_last_report:
             run.report()
         if run.next_checkpoint <= self.timesteps < run.last and not run.stop.requested:
-            try:
-                self._checkpoint(run, regular=True)
-            except OSError as error:
-                _LOG.warning("no checkpoint at %d transitions, training goes on: %s", self.timesteps, error)
+            self._try_checkpoint(run, regular=True)
+
+    def _try_checkpoint(self, run: _Run, regular: bool) -> None:
+        try:
+            self._checkpoint(run, regular)
+        except OSError as error:
+            _LOG.warning("no checkpoint at %d transitions, training goes on: %s", self.timesteps, error)
 
     def _send_next_action(self) -> None:
         rollout = self._open_env()
@@ -677,9 +717,10 @@ class SAC:
         checkpoint.keep_newest(path.parent, self.train_config.keep_checkpoints)
 
     def _position(self) -> tuple[int, ...]:
-        """Return what grows with all that a run does: two checkpoints of one position are the same."""
-        progress = self._progress
-        return progress.timesteps, self.learner.gradient_updates, progress.reported, progress.checkpointed
+        """Return what changes with all that a run, or its user, does: two checkpoints of one position are the same."""
+        progress, actor = self._progress, self.learner.actor.flat.detach().cpu().numpy()
+        counts = progress.timesteps, progress.reported, progress.checkpointed, len(self.replay)
+        return *counts, self.learner.gradient_updates, zlib.crc32(actor.tobytes())
 
     def _conditions(self) -> dict[str, Any]:
         """Return what must not change for a resumed run to be exact."""
@@ -695,13 +736,13 @@ class SAC:
             self._store_latest()  # a callback that failed has seen it, and it is counted
             run.report_rest()
             self._checkpoint(run, regular=status == "completed" and run.next_checkpoint <= self.timesteps)
+            run.close(status)
         except Exception as error:
-            run.close(status if failed else "failed")
+            with suppress(Exception):  # what failed first is raised
+                run.close(status if failed else "failed")
             if not failed:
                 raise
-            _LOG.warning("no checkpoint at %d transitions: %s", self.timesteps, error)  # what failed first is raised
-        else:
-            run.close(status)
+            _LOG.warning("no checkpoint at %d transitions, or no summary: %s", self.timesteps, error)
 
 
 def learn_together(
@@ -743,7 +784,8 @@ def _learn(
     lasts = [each._last_timestep(total_timesteps) for each in models]
     with _torch_threads(ACTING_THREADS), _Signals() as signals, ExitStack() as at_the_end:
         for model in models:
-            at_the_end.callback(model._release_run_dir)
+            model._leave_out_updates_of_others()
+            at_the_end.callback(model._end_of_learn)
         bars: Sequence[int | None] = [None] if len(models) == 1 else range(len(models))
         loops = {
             number: _Loop(_Run(model, model._claim_logger(), _Stop(signals), called, last, bar))
@@ -795,6 +837,9 @@ class _Loop:
             status = "environment_fault" if isinstance(error, EnvironmentFault) else "failed"
             self._run.model._finish(self._run, status)
             raise
+        except BaseException:  # a second Ctrl-C, which may have come in the middle of a step
+            self._run.model._close_env()
+            raise
 
 
 class UpdateSchedule:
@@ -841,7 +886,7 @@ _PROGRESS = {
     "timesteps": saved.integer(0),
     "wall_seconds": saved.number(0),
     "collected": saved.integer(0),
-    "first_update": saved.integer(0),
+    "first_update": saved.integer(-(2**62)),
     "env_generation": saved.integer(0),
     "reported": saved.integer(0),
     "checkpointed": saved.integer(0),
@@ -864,7 +909,7 @@ class _Progress:
     timesteps: int = 0  # transitions, those before a `load` among them
     wall_seconds: float = 0.0
     collected: int = 0  # transitions since the model was made or loaded
-    first_update: int = 0  # updates that the learner had made when it was loaded
+    first_update: int = 0  # the learner's updates that are none of the run's: those of before, and of others
     env_generation: int = 0  # of the environments that are open, or are opened next
     reported: int = 0  # transitions at the latest line of metrics that was due
     checkpointed: int = 0  # transitions at the latest regular checkpoint
@@ -909,7 +954,8 @@ class _Progress:
         """
         if schema_version < 3 and isinstance(values, dict):  # all that was due was done at every checkpoint
             done = dict.fromkeys(("reported", "checkpointed"), values.get("timesteps"))
-            values = {**done, "updates_met": 0, "updates_cut": 0, **values}
+            met = int(values.get("update_metrics") is not None)
+            values = {**done, "updates_met": met, "updates_cut": 0, **values}
         saved.check("progress", values, _PROGRESS)
         evaluation = values["evaluation"]
         saved.check("progress: evaluation", evaluation, _EVALUATION)
@@ -919,13 +965,20 @@ class _Progress:
             )
         if unknown := sorted(set(values) - {field.name for field in dataclasses.fields(cls)}):
             raise checkpoint.CheckpointError(f"progress: expected the keys {sorted(_PROGRESS)}, got {unknown} too")
+        if (values["update_metrics"] is None) != (values["updates_met"] == 0):
+            raise checkpoint.CheckpointError(
+                f"progress: update_metrics: expected the means over {values['updates_met']} updates, got "
+                f"{values['update_metrics']}"
+            )
         for name in ("collected", "reported", "checkpointed"):
             if values[name] > values["timesteps"]:
                 raise checkpoint.CheckpointError(
                     f"progress: {name}: expected at most {values['timesteps']}, got {values[name]}"
                 )
         found: dict[str, float] | None = values["update_metrics"]
-        metrics = found and Metrics(tuple(found), torch.tensor(list(found.values()), dtype=torch.float64))
+        metrics = None
+        if found is not None:
+            metrics = Metrics(tuple(found), torch.tensor(list(found.values()), dtype=torch.float64))
         recent = {name: deque(values[name], maxlen=RECENT_EPISODES) for name in ("returns", "lengths")}
         return cls(**{**values, **recent, "update_metrics": metrics})
 

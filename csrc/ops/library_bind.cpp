@@ -1,6 +1,5 @@
-// The library itself: what it was built with and which CPU kernels it runs.
+// The library itself: which CPU kernels it runs.
 #include <pthread.h>
-#include <torch/library.h>
 
 #include <string>
 #include <vector>
@@ -8,30 +7,22 @@
 #include "../core/cpu_level.h"
 #include "binding.h"
 
+#if !defined(SACFAST_CUDA_LIBRARY)
 namespace sacfast {
 namespace {
 
 std::string level_in_use() { return cpu_level_name(cpu_level()); }
 
-bool has_cuda() {
-#if defined(SACFAST_WITH_CUDA)
-  return true;
-#else
-  return false;
-#endif
+STABLE_TORCH_LIBRARY_FRAGMENT(sacfast, m) {
+  pthread_atfork(nullptr, nullptr, [] { in_forked_child.store(true, std::memory_order_relaxed); });
+  m.def("cpu_level() -> str");
+  m.def("available_cpu_levels() -> str[]");
 }
-
-// The major and minor version of the torch that this was compiled against: its binary interface holds no longer.
-std::string torch_version() { return SACFAST_TORCH_VERSION; }
+STABLE_TORCH_LIBRARY_IMPL(sacfast, CompositeImplicitAutograd, m) {
+  m.impl("cpu_level", TORCH_BOX(&level_in_use));
+  m.impl("available_cpu_levels", TORCH_BOX(&available_cpu_levels));
+}
 
 }  // namespace
-
-TORCH_LIBRARY(sacfast, m) {
-  pthread_atfork(nullptr, nullptr, [] { in_forked_child.store(true, std::memory_order_relaxed); });
-  m.def("cpu_level() -> str", &level_in_use);
-  m.def("available_cpu_levels() -> str[]", &available_cpu_levels);
-  m.def("has_cuda() -> bool", &has_cuda);
-  m.def("torch_version() -> str", &torch_version);
-}
-
 }  // namespace sacfast
+#endif

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <tuple>
 
-#include "../binding.h"
+#include "../autograd.h"
 #include "tanh_gaussian.h"
 
 #if defined(SACFAST_WITH_CUDA)

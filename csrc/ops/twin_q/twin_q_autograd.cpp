@@ -1,7 +1,8 @@
 // Torch checks, schemas, autograd, and registration on CPU and CUDA.
+#include <pthread.h>
 #include <torch/library.h>
 
-#include "../binding.h"
+#include "../autograd.h"
 #include "twin_q.h"
 
 namespace sacfast {
@@ -241,6 +242,7 @@ Tensor target_autocast(const Tensor& reward, const Tensor& terminated, const Ten
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(sacfast, m) {
+  pthread_atfork(nullptr, nullptr, [] { in_forked_child.store(true, std::memory_order_relaxed); });
   m.def(
       "twin_q_target(Tensor reward, Tensor terminated, Tensor next_q1, Tensor next_q2, Tensor next_log_prob, "
       "Tensor? alpha, float alpha_value, Tensor? gamma, float gamma_value) -> Tensor",

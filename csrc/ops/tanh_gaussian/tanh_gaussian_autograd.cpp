@@ -1,5 +1,6 @@
 // Torch checks, schemas, autograd, and registration on CPU and CUDA.
 #include <ATen/CPUGeneratorImpl.h>
+#include <pthread.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -482,6 +483,7 @@ Tensor log_prob_autocast(const Tensor& pre_tanh, const Tensor& mean, const Tenso
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(sacfast, m) {
+  pthread_atfork(nullptr, nullptr, [] { in_forked_child.store(true, std::memory_order_relaxed); });
   m.def(
       "tanh_gaussian_rsample(Tensor mean, Tensor log_std, Tensor? noise, Generator? generator, "
       "Tensor(a!)? philox_state, str log_std_bounding, float log_std_low, float log_std_high, Tensor? action_scale) "

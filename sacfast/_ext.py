@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from functools import cache
 from pathlib import Path
@@ -37,9 +38,14 @@ def load() -> None:
             f"sacfast: the native library {LIBRARY.name} is not built; "
             "run `pip install --no-build-isolation -e .` in the source tree"
         )
-    for library in (LIBRARY, cuda_library(), autograd_library()):
+    kernels = {"CPU": LIBRARY, "CUDA": cuda_library()}
+    autograd = autograd_library()
+    for library in (*kernels.values(), autograd):
         if library is not None:
             _load_into_torch(library)
+    for device, library in kernels.items():
+        if library is not None:
+            _register_kernels(library, device, autograd)
     try:
         torch.ops.sacfast.cpu_level()
     except RuntimeError as error:  # SACFAST_CPU_LEVEL
@@ -55,6 +61,14 @@ def _load_into_torch(library: Path) -> None:
             "damaged: run `pip install --force-reinstall --no-deps sacfast`, or in the source tree "
             "`pip install --no-build-isolation --force-reinstall .`"
         ) from error
+
+
+def _register_kernels(library: Path, device: str, autograd: Path | None) -> None:
+    """Register a library's kernels with torch: by autograd in C++, which calls them faster, and by the stable ABI."""
+    kernels = ctypes.CDLL(str(library))
+    if autograd is not None:
+        ctypes.CDLL(str(autograd)).sacfast_bind_kernels(kernels.sacfast_kernel, device.encode())
+    kernels.sacfast_register_kernels()
 
 
 def _torch_version() -> tuple[int, int]:

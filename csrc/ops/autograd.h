@@ -1,66 +1,36 @@
-// What the bindings of all ops share: argument checks whose messages name the argument, views of tensors as the
-// kernels' Strided matrices, and the choice of T from a tensor's dtype.
+// What the ops' autograd, autocast and use of torch's generators share. LibTorch's stable ABI has none of the three, so
+// this is compiled for each minor version of torch against its headers; the kernels are in _ops and _ops_cuda.
 #pragma once
 
 #include <ATen/ATen.h>
-#include <ATen/EmptyTensor.h>
-#include <ATen/core/DimVector.h>
-#include <ATen/Parallel.h>
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
+#include <torch/library.h>
+#include <torch/version.h>
 
 #include <algorithm>
-#include <atomic>
+#include <cstring>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <type_traits>
+#include <tuple>
 #include <utility>
 #include <vector>
 
-#include "../core/strided.h"
-
-#if defined(SACFAST_WITH_CUDA)
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime_api.h>
-#endif
+#include "direct.h"
 
 namespace sacfast {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// An argument with the name that errors give it.
-struct Argument {
-  const char* name;
-  const Tensor& tensor;
-};
-
 inline bool given(const OptionalTensor& tensor) { return tensor.has_value() && tensor->defined(); }
-
-// CPU: float32 and float64. CUDA: float16 and bfloat16 too.
-inline void check_dtype(const Argument& argument) {
-  const at::ScalarType dtype = argument.tensor.scalar_type();
-  if (dtype == at::kFloat || dtype == at::kDouble) return;
-  TORCH_CHECK_TYPE(argument.tensor.defined(), argument.name, ": expected a tensor, got None");
-  const bool is_half = dtype == at::kHalf || dtype == at::kBFloat16;
-  TORCH_CHECK_TYPE(is_half && argument.tensor.is_cuda(), argument.name,
-                   argument.tensor.is_cuda() ? ": expected dtype float32, float64, float16 or bfloat16, got "
-                                             : ": expected dtype float32 or float64 on the CPU, got ",
-                   dtype);
-}
-
-inline void check_same_dtype_and_device(const Argument& argument, const Argument& like) {
-  TORCH_CHECK_TYPE(argument.tensor.scalar_type() == like.tensor.scalar_type(), argument.name, ": expected dtype ",
-                   like.tensor.scalar_type(), " like ", like.name, ", got ", argument.tensor.scalar_type());
-  TORCH_CHECK_VALUE(argument.tensor.device() == like.tensor.device(), argument.name, ": expected device ",
-                    like.tensor.device(), " like ", like.name, ", got ", argument.tensor.device());
-}
 
 // For inputs through which no gradient is defined: an error instead of a gradient that silently is zero.
 inline void check_no_grad(const char* name, const OptionalTensor& tensor) {
@@ -69,165 +39,138 @@ inline void check_no_grad(const char* name, const OptionalTensor& tensor) {
                     "one that requires grad");
 }
 
-// The common shape of the arguments by PyTorch's broadcasting rules.
-inline at::DimVector broadcast_shape(std::initializer_list<Argument> arguments) {
-  const Argument& first = *arguments.begin();
-  at::DimVector shape(first.tensor.sizes());
-  for (const Argument& argument : arguments) {
-    const at::IntArrayRef sizes = argument.tensor.sizes();
-    if (sizes.size() > shape.size()) shape.insert(shape.begin(), sizes.size() - shape.size(), 1);
-    for (std::size_t i = 0; i < sizes.size(); ++i) {
-      std::int64_t& size = shape[shape.size() - sizes.size() + i];
-      TORCH_CHECK_VALUE(sizes[i] == size || sizes[i] == 1 || size == 1, argument.name,
-                        ": expected a shape that broadcasts with ", first.name, " ", first.tensor.sizes(), ", got ",
-                        sizes);
-      if (size == 1) size = sizes[i];
-    }
-  }
-  return shape;
-}
+// ---- Kernels of _ops and _ops_cuda ----
 
-// An uninitialised tensor of the dtype and device of `like`. On the CPU without a round through the dispatcher.
-inline Tensor empty(at::IntArrayRef sizes, const Tensor& like) {
-  return like.is_cpu() ? Tensor(at::detail::empty_cpu(sizes, like.options())) : at::empty(sizes, like.options());
-}
-
+// An argument as direct.h has it.
 template <class T>
-T* pointer(const Tensor& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
-}
+struct Lowered {
+  static_assert(std::is_arithmetic_v<T> && sizeof(T) <= sizeof(std::uint64_t));
+  std::uint64_t value = 0;
 
-// A tensor whose last dimension gives the columns and whose leading dimensions are merged into rows. Where their
-// strides cannot be merged, it is copied; `owner` keeps the tensor or its copy alive.
-struct MatrixView {
-  Tensor owner;
-  std::int64_t row_stride = 0;
-  std::int64_t col_stride = 0;
-
-  template <class T>
-  Strided<T> as() const {
-    return {pointer<T>(owner), row_stride, col_stride};
-  }
+  explicit Lowered(T number) { std::memcpy(&value, &number, sizeof(T)); }
 };
 
-// Whether the first `dims` dimensions step through memory as one, and by which stride.
-inline bool merge_dimensions(const Tensor& tensor, std::int64_t dims, std::int64_t& stride) {
-  stride = 0;
-  std::int64_t expected = -1;  // the stride that the next outer dimension must have; -1: any
-  for (std::int64_t d = dims - 1; d >= 0; --d) {
-    if (tensor.size(d) == 1) continue;
-    if (expected == -1) {
-      stride = tensor.stride(d);
-    } else if (tensor.stride(d) != expected) {
-      return false;
-    }
-    expected = tensor.stride(d) * tensor.size(d);  // zero where it is broadcast: merges with broadcast ones only
-  }
-  return true;
+inline std::uint64_t address_of(const void* object) {
+  return static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(object));
 }
 
-// `tensor` as a matrix [rows, cols] of the shape `full` = [..., cols]. Made without intermediate views of torch: one
-// costs as much as the kernel does on a small batch.
-inline MatrixView as_matrix(Tensor tensor, at::IntArrayRef full) {
-  if (tensor.sizes() != full) tensor = tensor.expand(full);
-  std::int64_t row_stride = 0;
-  if (!merge_dimensions(tensor, tensor.dim() - 1, row_stride)) {
-    tensor = tensor.contiguous();
-    merge_dimensions(tensor, tensor.dim() - 1, row_stride);
-  }
-  const std::int64_t col_stride = tensor.stride(-1);
-  return {std::move(tensor), row_stride, col_stride};
+// Torch's handle of a tensor is the address of an at::Tensor, and its codes are the enumerations' numbers.
+inline BorrowedTensor borrow(const Tensor& tensor) {
+  if (!tensor.defined()) return {};
+  const c10::Device device = tensor.device();
+  return {reinterpret_cast<AtenTensorHandle>(const_cast<Tensor*>(&tensor)),
+          static_cast<std::int32_t>(tensor.scalar_type()),
+          static_cast<std::int32_t>(device.type()),
+          static_cast<std::int32_t>(device.index()),
+          static_cast<std::size_t>(tensor.dim()),
+          tensor.sizes().data(),
+          tensor.strides().data()};
 }
 
-// One value for a whole row: a tensor [...] as a matrix [rows, cols] with equal columns.
-inline MatrixView as_row_values(Tensor tensor) {
-  std::int64_t row_stride = 0;
-  if (!merge_dimensions(tensor, tensor.dim(), row_stride)) {
-    tensor = tensor.contiguous();
-    merge_dimensions(tensor, tensor.dim(), row_stride);
+template <>
+struct Lowered<Tensor> {
+  BorrowedTensor tensor;
+  std::uint64_t value;
+  explicit Lowered(const Tensor& argument) : tensor(borrow(argument)), value(address_of(&tensor)) {}
+  Lowered(const Lowered&) = delete;
+};
+template <>
+struct Lowered<OptionalTensor> {
+  BorrowedTensor tensor;
+  std::uint64_t value;
+  explicit Lowered(const OptionalTensor& argument)
+      : tensor(argument.has_value() ? borrow(*argument) : BorrowedTensor{}), value(address_of(&tensor)) {}
+  Lowered(const Lowered&) = delete;
+};
+template <>
+struct Lowered<at::TensorList> {
+  std::vector<BorrowedTensor> tensors;
+  BorrowedTensors list;
+  std::uint64_t value;
+  explicit Lowered(at::TensorList arguments) {
+    tensors.reserve(arguments.size());
+    for (const Tensor& argument : arguments) tensors.push_back(borrow(argument));
+    list = {tensors.data(), tensors.size()};
+    value = address_of(&list);
   }
-  return {std::move(tensor), row_stride, 0};
+  Lowered(const Lowered&) = delete;
+};
+template <>
+struct Lowered<c10::string_view> {
+  BorrowedText text;
+  std::uint64_t value;
+  explicit Lowered(c10::string_view view) : text{view.data(), view.size()}, value(address_of(&text)) {}
+  Lowered(const Lowered&) = delete;
+};
+
+inline Tensor take(AtenTensorHandle handle) {
+  const std::unique_ptr<Tensor> owner(reinterpret_cast<Tensor*>(handle));
+  return std::move(*owner);
 }
 
-// Calls body(T{}) with the kernel type of the tensor's dtype.
-template <class Body>
-void with_kernel_type(const Tensor& tensor, Body body) {
-  switch (tensor.scalar_type()) {
-    case at::kFloat:
-      return body(float{});
-    case at::kDouble:
-      return body(double{});
-#if defined(SACFAST_WITH_CUDA)
-    case at::kHalf:
-      return body(__half{});
-    case at::kBFloat16:
-      return body(__nv_bfloat16{});
-#endif
-    default:
-      TORCH_CHECK_TYPE(false, "no kernel for dtype ", tensor.scalar_type());
-  }
-}
-
-template <class T>
-constexpr bool kOnCpu = std::is_same_v<T, float> || std::is_same_v<T, double>;
-
-// Elements of work below which a second thread costs more than it saves.
-constexpr std::int64_t kGrainElements = 16384;
-
-// Whether this process was forked from one that had loaded the library. OpenMP's threads do not survive a fork, and a
-// child that waits for them hangs: there the kernels run in the calling thread alone.
-inline std::atomic<bool> in_forked_child{false};
-
-// Makes the tensor's device current while it lives.
-#if defined(SACFAST_WITH_CUDA)
-class DeviceOf {
+// A kernel as a function of torch's types.
+template <class Signature>
+class Kernel;
+template <class Result, class... Parameters>
+class Kernel<Result(Parameters...)> {
  public:
-  explicit DeviceOf(const Tensor& tensor) : guard_(tensor.is_cuda() ? std::optional(tensor.device()) : std::nullopt) {}
+  explicit Kernel(DirectKernel kernel) : kernel_(kernel) {}
+
+  Result operator()(Parameters... parameters) const { return call(Lowered<std::decay_t<Parameters>>(parameters)...); }
 
  private:
-  c10::cuda::OptionalCUDAGuard guard_;
-};
-
-inline void* current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
-
-inline void check_launch(const char* op, int status) {
-  TORCH_CHECK(status == 0, op, ": CUDA launch failed: ", cudaGetErrorString(static_cast<cudaError_t>(status)));
-}
-#else
-class DeviceOf {
- public:
-  explicit DeviceOf(const Tensor&) {}
-};
-#endif
-
-// Shares [0, extent) among torch's threads, at least `grain` units each.
-template <class Body>
-void share_among_threads(std::int64_t extent, std::int64_t grain, const Body& body) {
-  if (in_forked_child.load(std::memory_order_relaxed)) return body(0, extent);
-  at::parallel_for(0, extent, grain, body);
-}
-
-// Runs the kernel `function` for `extent` units of work on the tensor's device.
-#define SACFAST_RUN_CPU(function, T, params, extent, grain)                                                            \
-  if constexpr (kOnCpu<T>) {                                                                                           \
-    share_among_threads(                                                                                               \
-        extent, grain, [&](std::int64_t begin, std::int64_t end) { SACFAST_CALL_CPU(function, params, begin, end); }); \
+  template <class... Arguments>
+  Result call(const Arguments&... arguments) const {
+    const std::uint64_t values[] = {arguments.value...};
+    if constexpr (std::is_void_v<Result>) {
+      kernel_(values, nullptr);
+    } else if constexpr (std::is_same_v<Result, Tensor>) {
+      AtenTensorHandle result = nullptr;
+      kernel_(values, &result);
+      return take(result);
+    } else {
+      AtenTensorHandle results[std::tuple_size_v<Result>];
+      kernel_(values, results);
+      return std::apply([](auto... result) { return Result(take(result)...); }, as_tuple(results, Indices<Result>()));
+    }
   }
-#if defined(SACFAST_WITH_CUDA)
-#define SACFAST_RUN(function, tensor, T, params, extent, grain)             \
-  do {                                                                      \
-    if ((tensor).is_cuda()) {                                               \
-      check_launch(#function, cuda::function<T>(params, current_stream())); \
-    } else {                                                                \
-      SACFAST_RUN_CPU(function, T, params, extent, grain)                   \
-    }                                                                       \
-  } while (false)
-#else
-#define SACFAST_RUN(function, tensor, T, params, extent, grain) \
-  do {                                                          \
-    SACFAST_RUN_CPU(function, T, params, extent, grain)         \
-  } while (false)
-#endif
+
+  template <class Tuple>
+  using Indices = std::make_index_sequence<std::tuple_size_v<Tuple>>;
+  template <std::size_t... I>
+  static auto as_tuple(const AtenTensorHandle* results, std::index_sequence<I...>) {
+    return std::make_tuple(results[I]...);
+  }
+
+  DirectKernel kernel_;
+};
+
+// The kernels of one library, _ops or _ops_cuda, to be registered with torch for one dispatch key.
+struct KernelLibrary {
+  FindKernel find;
+  torch::Library& torch;
+
+  template <class Signature>
+  Kernel<Signature> get(const char* op) const {
+    return Kernel<Signature>(find(op));
+  }
+  template <class Signature>
+  void impl(const char* op) const {
+    torch.impl(op, get<Signature>(op));
+  }
+};
+
+using AddKernels = void (*)(const KernelLibrary&);
+inline std::vector<AddKernels>& lists_of_kernels() {
+  static std::vector<AddKernels> lists;
+  return lists;
+}
+
+// Begins the list of the kernels that an op registers: SACFAST_KERNELS(m) { m.impl<Signature>("op"); }
+#define SACFAST_KERNELS(m)                                                                             \
+  void add_kernels(const KernelLibrary& m);                                                            \
+  [[maybe_unused]] const bool kernels_are_listed = (lists_of_kernels().push_back(&add_kernels), true); \
+  void add_kernels(const KernelLibrary& m)
 
 // ---- Autograd ----
 
@@ -236,10 +179,12 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
-inline bool any_requires_grad(std::initializer_list<OptionalTensor> tensors) {
-  if (!at::GradMode::is_enabled()) return false;
-  return std::any_of(tensors.begin(), tensors.end(),
-                     [](const OptionalTensor& tensor) { return given(tensor) && tensor->requires_grad(); });
+inline bool requires_grad(const Tensor& tensor) { return tensor.defined() && tensor.requires_grad(); }
+inline bool requires_grad(const OptionalTensor& tensor) { return tensor.has_value() && requires_grad(*tensor); }
+
+template <class... Tensors>
+bool any_requires_grad(const Tensors&... tensors) {
+  return at::GradMode::is_enabled() && (requires_grad(tensors) || ...);
 }
 
 inline OptionalTensor as_optional(const Tensor& tensor) {

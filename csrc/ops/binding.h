@@ -9,6 +9,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
@@ -26,6 +27,7 @@
 #include <vector>
 
 #include "../core/strided.h"
+#include "direct.h"
 
 #if defined(SACFAST_CUDA_LIBRARY)
 #include <cuda_bf16.h>
@@ -67,7 +69,6 @@ struct IntView {
 
   IntView() = default;
   IntView(const std::int64_t* first, std::size_t size) : data(first), count(size) {}
-  IntView(const std::vector<std::int64_t>& values) : data(values.data()), count(values.size()) {}
 
   std::size_t size() const { return count; }
   const std::int64_t* begin() const { return data; }
@@ -81,6 +82,25 @@ inline std::ostream& operator<<(std::ostream& out, IntView values) {
   for (std::size_t i = 0; i < values.size(); ++i) out << (i == 0 ? "" : ", ") << values[i];
   return out << ']';
 }
+
+// Numbers of a kernel's own, a few of them without a request for memory.
+class Dims {
+ public:
+  explicit Dims(IntView values) : Dims(values.size()) { std::copy(values.begin(), values.end(), data()); }
+  explicit Dims(std::size_t size) : size_(size) {
+    if (size > few_.size()) many_.resize(size);
+  }
+
+  operator IntView() const { return {many_.empty() ? few_.data() : many_.data(), size_}; }
+  std::int64_t* data() { return many_.empty() ? few_.data() : many_.data(); }
+  std::int64_t& operator[](std::size_t i) { return data()[i]; }
+  std::size_t size() const { return size_; }
+
+ private:
+  std::size_t size_;
+  std::array<std::int64_t, 6> few_{};
+  std::vector<std::int64_t> many_;
+};
 
 // Torch's own number of a dtype, printed by its name.
 struct Dtype {
@@ -100,51 +120,61 @@ inline const Dtype kBFloat16{aoti_torch_dtype_bfloat16()};
 inline const Dtype kBool{aoti_torch_dtype_bool()};
 inline const Dtype kLong{aoti_torch_dtype_int64()};
 
+inline const std::int32_t kCpu = aoti_torch_device_type_cpu();
+inline const std::int32_t kCuda = aoti_torch_device_type_cuda();
+
 struct Device {
   std::int32_t type = -1;
-  std::int32_t index = -1;
+  std::int32_t index = -1;  // of the CPU: always -1
 
-  bool is_cpu() const { return type == aoti_torch_device_type_cpu(); }
-  bool is_cuda() const { return type == aoti_torch_device_type_cuda(); }
+  bool is_cpu() const { return type == kCpu; }
+  bool is_cuda() const { return type == kCuda; }
 };
-// Torch gives a CPU tensor the index -1 or 0.
-inline bool operator==(Device a, Device b) { return a.type == b.type && (a.index == b.index || a.is_cpu()); }
+inline bool operator==(Device a, Device b) { return a.type == b.type && a.index == b.index; }
 inline bool operator!=(Device a, Device b) { return !(a == b); }
 inline std::ostream& operator<<(std::ostream& out, Device device) {
   if (device.is_cpu()) return out << "cpu";
   return device.is_cuda() ? out << "cuda:" << device.index : out << "device type " << device.type;
 }
 
-// Owns one reference to a tensor of torch. What torch says of it is asked once.
+// A tensor of torch: owned, or borrowed from a caller that keeps it. What torch says of it is asked once.
 class Tensor {
  public:
-  explicit Tensor(AtenTensorHandle handle) : handle_(handle) {
+  explicit Tensor(AtenTensorHandle handle) : handle_(handle, Delete{true}) {
     SACFAST_TORCH(aoti_torch_is_defined(handle, &defined_));
     if (!defined_) return;
-    std::int64_t dim = 0;
-    std::int64_t *sizes = nullptr, *strides = nullptr;
     SACFAST_TORCH(aoti_torch_get_dtype(handle, &dtype_.code));
     SACFAST_TORCH(aoti_torch_get_device_type(handle, &device_.type));
-    SACFAST_TORCH(aoti_torch_get_device_index(handle, &device_.index));
-    SACFAST_TORCH(aoti_torch_get_numel(handle, &numel_));
-    SACFAST_TORCH(aoti_torch_get_dim(handle, &dim));
-    SACFAST_TORCH(aoti_torch_get_sizes(handle, &sizes));
-    SACFAST_TORCH(aoti_torch_get_strides(handle, &strides));
-    sizes_ = {sizes, static_cast<std::size_t>(dim)};
-    strides_ = {strides, static_cast<std::size_t>(dim)};
+    // The index of another device matters only beside the type.
+    if (!device_.is_cpu()) SACFAST_TORCH(aoti_torch_get_device_index(handle, &device_.index));
   }
+
+  explicit Tensor(const BorrowedTensor& tensor)
+      : handle_(tensor.handle, Delete{false}),
+        defined_(tensor.handle != nullptr),
+        dtype_{tensor.dtype},
+        device_{tensor.device_type, tensor.device_type == kCpu ? -1 : tensor.device_index},
+        layout_{{tensor.sizes, tensor.dim}, {tensor.strides, tensor.dim}, true} {}
+
+  // A new tensor of which dtype and device are known.
+  Tensor(AtenTensorHandle handle, Dtype dtype, Device device)
+      : handle_(handle, Delete{true}), defined_(true), dtype_(dtype), device_(device) {}
 
   bool defined() const { return defined_; }
   Dtype dtype() const { return dtype_; }
   Device device() const { return device_; }
   bool is_cpu() const { return device_.is_cpu(); }
   bool is_cuda() const { return device_.is_cuda(); }
-  std::size_t dim() const { return sizes_.size(); }
-  std::int64_t numel() const { return numel_; }
-  IntView sizes() const { return sizes_; }
-  IntView strides() const { return strides_; }
-  std::int64_t size(std::size_t d) const { return sizes_[d]; }
-  std::int64_t stride(std::size_t d) const { return strides_[d]; }
+  IntView sizes() const { return layout().sizes; }
+  IntView strides() const { return layout().strides; }
+  std::size_t dim() const { return sizes().size(); }
+  std::int64_t size(std::size_t d) const { return sizes()[d]; }
+  std::int64_t stride(std::size_t d) const { return strides()[d]; }
+  std::int64_t numel() const {
+    std::int64_t product = 1;
+    for (const std::int64_t size : sizes()) product *= size;
+    return product;
+  }
   std::int64_t element_size() const { return static_cast<std::int64_t>(aoti_torch_dtype_element_size(dtype_.code)); }
 
   AtenTensorHandle get() const { return handle_.get(); }
@@ -152,14 +182,33 @@ class Tensor {
 
  private:
   struct Delete {
-    void operator()(AtenTensorHandle handle) const { aoti_torch_delete_tensor_object(handle); }
+    bool owned = true;
+    void operator()(AtenTensorHandle handle) const {
+      if (owned) aoti_torch_delete_tensor_object(handle);
+    }
   };
+  struct Layout {
+    IntView sizes, strides;
+    bool known = false;
+  };
+
+  const Layout& layout() const {
+    if (!layout_.known) {
+      std::int64_t dim = 0;
+      std::int64_t *sizes = nullptr, *strides = nullptr;
+      SACFAST_TORCH(aoti_torch_get_dim(get(), &dim));
+      SACFAST_TORCH(aoti_torch_get_sizes(get(), &sizes));
+      SACFAST_TORCH(aoti_torch_get_strides(get(), &strides));
+      layout_ = {{sizes, static_cast<std::size_t>(dim)}, {strides, static_cast<std::size_t>(dim)}, true};
+    }
+    return layout_;
+  }
+
   std::unique_ptr<AtenTensorOpaque, Delete> handle_;
   bool defined_ = false;
   Dtype dtype_;
   Device device_;
-  std::int64_t numel_ = 0;
-  IntView sizes_, strides_;
+  mutable Layout layout_;
 };
 
 using OptionalTensor = std::optional<Tensor>;
@@ -186,12 +235,12 @@ inline Tensor empty_strided(IntView sizes, IntView strides, const Tensor& like) 
   AtenTensorHandle handle = nullptr;
   SACFAST_TORCH(aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()), sizes.data, strides.data,
                                          like.dtype().code, like.device().type, like.device().index, &handle));
-  return Tensor(handle);
+  return Tensor(handle, like.dtype(), like.device());
 }
 
 // The same, dense in row-major order.
 inline Tensor empty(IntView sizes, const Tensor& like) {
-  std::vector<std::int64_t> strides(sizes.size());
+  Dims strides(sizes.size());
   std::int64_t stride = 1;
   for (std::size_t d = sizes.size(); d-- > 0;) {
     strides[d] = stride;
@@ -254,12 +303,13 @@ inline void check_same_dtype_and_device(const Argument& argument, const Argument
 }
 
 // The common shape of the arguments by PyTorch's broadcasting rules.
-inline std::vector<std::int64_t> broadcast_shape(std::initializer_list<Argument> arguments) {
+inline Dims broadcast_shape(std::initializer_list<Argument> arguments) {
   const Argument& first = *arguments.begin();
-  std::vector<std::int64_t> shape(first.tensor.sizes().begin(), first.tensor.sizes().end());
+  const auto longest = [](const Argument& a, const Argument& b) { return a.tensor.dim() < b.tensor.dim(); };
+  Dims shape(std::max_element(arguments.begin(), arguments.end(), longest)->tensor.dim());
+  std::fill_n(shape.data(), shape.size(), 1);
   for (const Argument& argument : arguments) {
     const IntView sizes = argument.tensor.sizes();
-    if (sizes.size() > shape.size()) shape.insert(shape.begin(), sizes.size() - shape.size(), 1);
     for (std::size_t i = 0; i < sizes.size(); ++i) {
       std::int64_t& size = shape[shape.size() - sizes.size() + i];
       SACFAST_CHECK(sizes[i] == size || sizes[i] == 1 || size == 1, argument.name,
@@ -306,7 +356,7 @@ inline bool merge_dimensions(IntView sizes, IntView strides, std::size_t dims, s
 // costs as much as the kernel does on a small batch.
 inline MatrixView as_matrix(const Tensor& tensor, IntView full) {
   const std::size_t last = full.size() - 1, added = full.size() - tensor.dim();
-  std::vector<std::int64_t> strides(full.size(), 0);  // of the tensor as it broadcasts
+  Dims strides(full.size());  // of the tensor as it broadcasts: zero where it does
   for (std::size_t d = added; d < full.size(); ++d) {
     if (tensor.size(d - added) == full[d]) strides[d] = tensor.stride(d - added);
   }
@@ -416,41 +466,48 @@ void share_among_threads(std::int64_t extent, std::int64_t grain, const Body& bo
 
 // ---- Registration ------------------------------------------------------------------------------------------------
 
-// A kernel's parameter of type T, read from the stack of the dispatcher, which hands over what it owns. (TORCH_BOX
-// leaks every string argument, torch 2.13, and allocates twice for a tensor.)
+// A kernel's parameter of type T: `read` from the stack of the dispatcher, which hands over what it owns, or `borrow`ed
+// from autograd in C++ (direct.h). (TORCH_BOX leaks every string argument, torch 2.13, and allocates twice for a
+// tensor.)
 template <class T>
-struct FromStack {
+struct Parameter {
   static_assert(std::is_arithmetic_v<T>);
-  static T read(StableIValue value) {
+  static T read(std::uint64_t value) {
     T result;
     std::memcpy(&result, &value, sizeof(T));
     return result;
   }
+  static T borrow(std::uint64_t value) { return read(value); }
 };
 
-template <class Pointer>
-Pointer pointer_from_stack(StableIValue value) {
-  return reinterpret_cast<Pointer>(static_cast<std::uintptr_t>(value));
+template <class T>
+T* address_in(std::uint64_t value) {
+  return reinterpret_cast<T*>(static_cast<std::uintptr_t>(value));
 }
 
 template <>
-struct FromStack<Tensor> {
-  static Tensor read(StableIValue value) { return Tensor(pointer_from_stack<AtenTensorHandle>(value)); }
+struct Parameter<Tensor> {
+  static Tensor read(std::uint64_t value) { return Tensor(address_in<AtenTensorOpaque>(value)); }
+  static Tensor borrow(std::uint64_t value) { return Tensor(*address_in<const BorrowedTensor>(value)); }
 };
 
 template <>
-struct FromStack<OptionalTensor> {
-  static OptionalTensor read(StableIValue value) {
-    const std::unique_ptr<StableIValue> inner(pointer_from_stack<StableIValue*>(value));
+struct Parameter<OptionalTensor> {
+  static OptionalTensor read(std::uint64_t value) {
+    const std::unique_ptr<StableIValue> inner(address_in<StableIValue>(value));
     if (inner == nullptr) return std::nullopt;
-    return FromStack<Tensor>::read(*inner);
+    return Parameter<Tensor>::read(*inner);
+  }
+  static OptionalTensor borrow(std::uint64_t value) {
+    const auto* tensor = address_in<const BorrowedTensor>(value);
+    return tensor->handle == nullptr ? OptionalTensor() : OptionalTensor(*tensor);
   }
 };
 
 template <>
-struct FromStack<TensorList> {
-  static TensorList read(StableIValue value) {
-    const auto list = pointer_from_stack<StableListHandle>(value);
+struct Parameter<TensorList> {
+  static TensorList read(std::uint64_t value) {
+    const auto list = address_in<StableListOpaque>(value);
     const std::unique_ptr<StableListOpaque, AOTITorchError (*)(StableListHandle)> owner(list, torch_delete_list);
     std::size_t size = 0;
     SACFAST_TORCH(torch_list_size(list, &size));
@@ -459,16 +516,23 @@ struct FromStack<TensorList> {
     for (std::size_t i = 0; i < size; ++i) {
       StableIValue item = 0;
       SACFAST_TORCH(torch_list_get_item(list, i, &item));
-      tensors.push_back(FromStack<Tensor>::read(item));
+      tensors.push_back(Parameter<Tensor>::read(item));
     }
+    return tensors;
+  }
+  static TensorList borrow(std::uint64_t value) {
+    const auto* list = address_in<const BorrowedTensors>(value);
+    TensorList tensors;
+    tensors.reserve(list->size);
+    for (std::size_t i = 0; i < list->size; ++i) tensors.emplace_back(list->data[i]);
     return tensors;
   }
 };
 
 template <>
-struct FromStack<std::string> {
-  static std::string read(StableIValue value) {
-    const auto handle = pointer_from_stack<StringHandle>(value);
+struct Parameter<std::string> {
+  static std::string read(std::uint64_t value) {
+    const auto handle = address_in<StringOpaque>(value);
     const std::unique_ptr<StringOpaque, AOTITorchError (*)(StringHandle)> owner(handle, torch_delete_string);
     std::size_t length = 0;
     const char* text = nullptr;
@@ -476,48 +540,83 @@ struct FromStack<std::string> {
     SACFAST_TORCH(torch_string_c_str(handle, &text));
     return std::string(text, length);
   }
+  static std::string borrow(std::uint64_t value) {
+    const auto* text = address_in<const BorrowedText>(value);
+    return std::string(text->data, text->size);
+  }
 };
 
-inline StableIValue to_stack(Tensor&& tensor) {
-  return static_cast<StableIValue>(reinterpret_cast<std::uintptr_t>(tensor.release()));
-}
+// A function of tensors and numbers in the forms in which torch's dispatcher and autograd in C++ call it.
+struct Kernel {
+  void (*boxed)(StableIValue* stack, std::uint64_t arguments, std::uint64_t results);
+  DirectKernel direct;
+};
 
-// The form in which the dispatcher calls a function of tensors and numbers.
 template <auto function>
-struct Boxed;
+struct Forms;
 template <class Result, class... Parameters, Result (*function)(Parameters...)>
-struct Boxed<function> {
-  static void call(StableIValue* stack, std::uint64_t, std::uint64_t) {
-    run(stack, std::index_sequence_for<Parameters...>());
+struct Forms<function> {
+  using Indices = std::index_sequence_for<Parameters...>;
+  using Arguments = std::tuple<std::decay_t<Parameters>...>;
+
+  static void boxed(StableIValue* stack, std::uint64_t, std::uint64_t) {
+    call(read(stack, Indices()), [&](Tensor& result) {
+      *stack++ = static_cast<StableIValue>(reinterpret_cast<std::uintptr_t>(result.release()));
+    });
+  }
+  static void direct(const std::uint64_t* values, AtenTensorHandle* results) {
+    call(borrow(values, Indices()), [&](Tensor& result) { *results++ = result.release(); });
   }
 
  private:
+  // Braces: the arguments are taken from the first to the last.
   template <std::size_t... I>
-  static void run(StableIValue* stack, std::index_sequence<I...>) {
-    // Braces: the stack is read from the first argument to the last.
-    std::tuple<std::decay_t<Parameters>...> arguments{FromStack<std::decay_t<Parameters>>::read(stack[I])...};
+  static Arguments read(const StableIValue* stack, std::index_sequence<I...>) {
+    return Arguments{Parameter<std::decay_t<Parameters>>::read(stack[I])...};
+  }
+  template <std::size_t... I>
+  static Arguments borrow(const std::uint64_t* values, std::index_sequence<I...>) {
+    return Arguments{Parameter<std::decay_t<Parameters>>::borrow(values[I])...};
+  }
+
+  template <class Write>
+  static void call(const Arguments& arguments, Write write) {
     if constexpr (std::is_void_v<Result>) {
       std::apply(function, arguments);
     } else if constexpr (std::is_same_v<Result, Tensor>) {
-      stack[0] = to_stack(std::apply(function, arguments));
+      Tensor result = std::apply(function, arguments);
+      write(result);
     } else {
       Result results = std::apply(function, arguments);
-      std::apply([&](auto&... result) { write(stack, result...); }, results);
+      std::apply([&](auto&... result) { (write(result), ...); }, results);
     }
   }
-
-  template <class... Results>
-  static void write(StableIValue* stack, Results&... results) {
-    ((*stack++ = to_stack(std::move(results))), ...);
-  }
 };
-#define SACFAST_BOX(function) (&::sacfast::Boxed<&function>::call)
+#define SACFAST_KERNEL(function) (::sacfast::Kernel{&Forms<&function>::boxed, &Forms<&function>::direct})
 
-// Begins the list of the kernels that a binding has for this library's device.
-#if defined(SACFAST_CUDA_LIBRARY)
-#define SACFAST_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(sacfast, CUDA, m)
-#else
-#define SACFAST_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(sacfast, CPU, m)
-#endif
+// The kernels of this library, which are registered once it is known who calls them: library_bind.cpp.
+class KernelTable {
+ public:
+  struct Entry {
+    const char* op;
+    Kernel kernel;
+    bool is_registered;
+  };
+
+  void impl(const char* op, Kernel kernel) { entries.push_back({op, kernel, false}); }
+
+  static KernelTable& of_this_library() {
+    static KernelTable table;
+    return table;
+  }
+
+  std::vector<Entry> entries;
+};
+
+// Begins the list of a binding's kernels: SACFAST_KERNELS(m) { m.impl("op", SACFAST_KERNEL(function)); }
+#define SACFAST_KERNELS(m)                                                                             \
+  void add_kernels(KernelTable& m);                                                                    \
+  [[maybe_unused]] const bool kernels_are_added = (add_kernels(KernelTable::of_this_library()), true); \
+  void add_kernels(KernelTable& m)
 
 }  // namespace sacfast

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 
 LIBRARY = torch.library.Library("sacfast", "FRAGMENT")
 """The ops' schemas and the kernels that are written in Python."""
@@ -14,9 +15,11 @@ LIBRARY = torch.library.Library("sacfast", "FRAGMENT")
 _DTYPE = re.compile(r": expected dtype |: expected a tensor, got None")
 
 
-def define(schema: str, *tags: torch.Tag) -> None:
-    """Define an op, whose kernels are in the native libraries."""
+def define(schema: str, *tags: torch.Tag) -> OpOverload[..., Any]:
+    """Define an op, whose kernels are in the native libraries, and return it."""
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
+    op: OpOverload[..., Any] = getattr(torch.ops.sacfast, schema.partition("(")[0]).default
+    return op
 
 
 def define_plain(schema: str, function: Callable[..., Any]) -> None:

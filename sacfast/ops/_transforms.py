@@ -17,11 +17,6 @@ from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from sacfast.ops._library import LIBRARY
 
 
-def plain_kernel(name: str, function: Callable[..., Any]) -> None:
-    """Let `function`, of torch's own operations, carry out the op `name` on any device and under any transform."""
-    LIBRARY.impl(name, function, "CompositeImplicitAutograd")
-
-
 def logical_dim(tensor: Tensor, batch_dim: int | None) -> int:
     """Return the dimensions that a function under `torch.vmap` sees."""
     return tensor.ndim if batch_dim is None else tensor.ndim - 1

@@ -14,7 +14,7 @@ from sacfast import _ext  # noqa: F401  (loads the native library)
 from sacfast.ops._fake import check_like, check_shape
 from sacfast.ops._library import define, define_plain, refusal
 
-define("polyak_update_(Tensor(a!)[] target_params, Tensor[] online_params, float tau) -> ()")
+_UPDATE = define("polyak_update_(Tensor(a!)[] target_params, Tensor[] online_params, float tau) -> ()")
 
 
 def polyak_update_(
@@ -39,7 +39,7 @@ def polyak_update_(
     if not targets and not onlines:  # without a tensor, torch has nothing to choose the device by
         return
     try:
-        torch.ops.sacfast.polyak_update_.default(targets, onlines, tau)
+        _UPDATE(targets, onlines, tau)
     except ValueError as error:
         raise refusal(error) from None
 
@@ -102,7 +102,7 @@ def _(info, in_dims, target_params, online_params, tau):  # type: ignore[no-unty
         elif target_dim is not None:
             online = online.expand(info.batch_size, *online.shape)
         onlines.append(online)
-    return torch.ops.sacfast.polyak_update_(targets, onlines, tau), None
+    return _UPDATE(targets, onlines, tau), None
 
 
 @torch.library.register_fake("sacfast::polyak_update_")

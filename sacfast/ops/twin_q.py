@@ -19,8 +19,10 @@ _INPUTS = (
     "Tensor? alpha, float alpha_value, Tensor? gamma, float gamma_value"
 )
 _GRADIENTS = "(Tensor grad_next_q1, Tensor grad_next_q2, Tensor grad_next_log_prob, Tensor grad_alpha)"
-define(f"twin_q_target(Tensor reward, {_INPUTS}) -> Tensor")
-define(f"twin_q_target_backward(Tensor grad_target, {_INPUTS}, bool needs_grad_alpha) -> {_GRADIENTS}")
+_TARGET = define(f"twin_q_target(Tensor reward, {_INPUTS}) -> Tensor")
+_TARGET_BACKWARD = define(
+    f"twin_q_target_backward(Tensor grad_target, {_INPUTS}, bool needs_grad_alpha) -> {_GRADIENTS}"
+)
 
 
 def twin_q_target(
@@ -53,7 +55,7 @@ def twin_q_target(
     alpha_tensor, alpha_value = (alpha, 0.0) if isinstance(alpha, Tensor) else (None, alpha)
     gamma_tensor, gamma_value = (gamma, 0.0) if isinstance(gamma, Tensor) else (None, gamma)
     try:
-        target: Tensor = torch.ops.sacfast.twin_q_target.default(
+        target: Tensor = _TARGET(
             reward,
             terminated,
             next_q1,
@@ -126,14 +128,14 @@ define_plain(
 @torch.library.register_vmap("sacfast::twin_q_target")
 def _(info, in_dims, reward, *rest):  # type: ignore[no-untyped-def]
     shape, flat = _flatten_mapped(info, in_dims, "reward", reward, *rest)
-    return torch.ops.sacfast.twin_q_target(*flat).view(shape), 0
+    return _TARGET(*flat).view(shape), 0
 
 
 @torch.library.register_vmap("sacfast::twin_q_target_backward")
 def _(info, in_dims, grad, *rest):  # type: ignore[no-untyped-def]
     *inputs, needs_grad_alpha = rest
     shape, flat = _flatten_mapped(info, in_dims[:-1], "grad_target", grad, *inputs)
-    *grads, grad_alpha = torch.ops.sacfast.twin_q_target_backward(*flat, needs_grad_alpha)
+    *grads, grad_alpha = _TARGET_BACKWARD(*flat, needs_grad_alpha)
     if needs_grad_alpha:
         return (*(each.view(shape) for each in (*grads, grad_alpha)),), (0, 0, 0, 0)
     return (*(each.view(shape) for each in grads), grad_alpha), (0, 0, 0, None)

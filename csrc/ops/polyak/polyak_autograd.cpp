@@ -35,6 +35,7 @@ void polyak_update_autograd_(at::TensorList targets, at::TensorList onlines, dou
   polyak_update_counted_(targets, onlines, tau);
 }
 
+SACFAST_KERNELS(m) { m.impl<Update>("polyak_update_"); }
 TORCH_LIBRARY_IMPL(sacfast, Autograd, m) { m.impl("polyak_update_", polyak_update_autograd_); }
 TORCH_LIBRARY_IMPL(sacfast, ADInplaceOrView, m) { m.impl("polyak_update_", polyak_update_counted_); }
 

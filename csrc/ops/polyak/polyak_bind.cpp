@@ -144,7 +144,7 @@ void polyak_update_(const TensorList& targets, const TensorList& onlines, double
   for (const auto& [target, moved] : written_back) copy(*target, *moved);
 }
 
-SACFAST_KERNELS(m) { m.impl("polyak_update_", SACFAST_BOX(polyak_update_)); }
+SACFAST_KERNELS(m) { m.impl("polyak_update_", SACFAST_KERNEL(polyak_update_)); }
 
 }  // namespace
 }  // namespace sacfast

@@ -1,291 +1,126 @@
-// Torch checks, schemas, autograd, and registration on CPU and CUDA.
-#include <ATen/CPUGeneratorImpl.h>
-#include <pthread.h>
-#include <torch/library.h>
-
-#include <algorithm>
-#include <cmath>
-#include <tuple>
+// Torch's generators, autograd and autocast: for one minor version of torch.
+#include <limits>
 
 #include "../autograd.h"
-#include "tanh_gaussian.h"
-
-#if defined(SACFAST_WITH_CUDA)
-#include <ATen/cuda/CUDAGeneratorImpl.h>
-#endif
 
 namespace sacfast {
 namespace {
 
-LogStdBounds parse_bounds(c10::string_view kind, double low, double high) {
-  if (kind == "none") return {LogStdBounding::kNone, 0.0, 0.0};
-  TORCH_CHECK_VALUE(kind == "clamp" || kind == "tanh", "log_std_bounding: expected 'none', 'clamp' or 'tanh', got '",
-                    kind, "'");
-  TORCH_CHECK_VALUE(low < high, "log_std_bounds: expected (low, high) with low < high, got (", low, ", ", high, ")");
-  // low + (high - low) * (tanh + 1) / 2 is not a number at an infinite end.
-  TORCH_CHECK_VALUE(kind == "clamp" || std::isfinite(high - low),
-                    "log_std_bounds: expected finite bounds with log_std_bounding 'tanh', got (", low, ", ", high, ")");
-  return {kind == "clamp" ? LogStdBounding::kClamp : LogStdBounding::kTanh, low, high};
-}
+using Rsample = std::tuple<Tensor, Tensor>(const Tensor& mean, const Tensor& log_std, const OptionalTensor& noise,
+                                           std::optional<at::Generator> generator, const OptionalTensor& philox_state,
+                                           c10::string_view log_std_bounding, double low, double high,
+                                           const OptionalTensor& action_scale);
+using RsampleWithNoise = std::tuple<Tensor, Tensor, Tensor>(const Tensor& mean, const Tensor& log_std,
+                                                            std::optional<at::Generator> generator,
+                                                            const OptionalTensor& philox_state,
+                                                            c10::string_view log_std_bounding, double low, double high,
+                                                            const OptionalTensor& action_scale);
+using RsampleBackwardSignature = std::tuple<Tensor, Tensor>(const OptionalTensor& grad_action,
+                                                            const OptionalTensor& grad_log_prob, const Tensor& mean,
+                                                            const Tensor& log_std, const Tensor& noise,
+                                                            c10::string_view log_std_bounding, double low, double high,
+                                                            const OptionalTensor& action_scale);
+using LogProb = Tensor(const Tensor& pre_tanh, const Tensor& mean, const Tensor& log_std);
+using LogProbBackwardSignature = std::tuple<Tensor, Tensor, Tensor>(const Tensor& grad_log_prob, const Tensor& pre_tanh,
+                                                                    const Tensor& mean, const Tensor& log_std);
 
-struct Shape {
-  at::DimVector full;  // [..., A]
-  std::int64_t rows, cols;
+// ---- Torch's generators: a stream of noise is drawn here, for the ops that know no generator ---------------------
 
-  at::IntArrayRef leading() const { return at::IntArrayRef(full).slice(0, full.size() - 1); }  // [...]
+using Sample = std::tuple<Tensor, Tensor>(const Tensor& mean, const Tensor& log_std, const OptionalTensor& noise,
+                                          std::int64_t seed, std::int64_t offset, const OptionalTensor& philox_state,
+                                          c10::string_view log_std_bounding, double low, double high,
+                                          const OptionalTensor& action_scale);
+using SampleWithNoise = std::tuple<Tensor, Tensor, Tensor>(const Tensor& mean, const Tensor& log_std, std::int64_t seed,
+                                                           std::int64_t offset, const OptionalTensor& philox_state,
+                                                           c10::string_view log_std_bounding, double low, double high,
+                                                           const OptionalTensor& action_scale);
+
+struct Stream {
+  std::int64_t seed = 0, offset = 0;
+  OptionalTensor state;  // in place of the numbers
 };
 
-Shape common_shape(std::initializer_list<Argument> arguments) {
-  const Argument& first = *arguments.begin();
-  check_dtype(first);
-  for (const Argument& argument : arguments) {
-    TORCH_CHECK_VALUE(argument.tensor.dim() >= 1, argument.name, ": expected shape [..., A], got a 0-d tensor");
-    check_same_dtype_and_device(argument, first);
-  }
-  Shape shape;
-  shape.full = broadcast_shape(arguments);
-  shape.cols = shape.full.back();
-  shape.rows = 1;
-  for (const std::int64_t size : shape.leading()) shape.rows *= size;
-  return shape;
+// Whether the work of the current stream is recorded in a CUDA graph.
+bool is_capturing([[maybe_unused]] c10::Device device) {
+#if TORCH_VERSION_MINOR >= 12
+  const c10::impl::VirtualGuardImpl guard(device.type());
+  return guard.isStreamCapturing(guard.getStream(device));
+#else
+  return true;  // torch 2.11 does not tell; what is right in a graph is right elsewhere, one launch slower
+#endif
 }
 
-MatrixView matrix_of(const Tensor& tensor, const Shape& shape) { return as_matrix(tensor, shape.full); }
-
-template <class T>
-Strided<T> optional_view(const std::optional<MatrixView>& view) {
-  return view.has_value() ? view->as<T>() : Strided<T>{};
-}
-
-// [A] scale as a dense tensor.
-OptionalTensor checked_scale(const OptionalTensor& scale, const Argument& like, std::int64_t cols) {
-  if (!given(scale)) return std::nullopt;
-  check_same_dtype_and_device({"action_scale", *scale}, like);
-  TORCH_CHECK_VALUE(scale->dim() == 1 && scale->size(0) == cols, "action_scale: expected shape [", cols, "], got ",
-                    scale->sizes());
-  return scale->contiguous();
-}
-
-template <class T>
-const T* scale_pointer(const OptionalTensor& scale) {
-  return scale.has_value() ? pointer<const T>(*scale) : nullptr;
-}
-
-// Rows that make a thread's share worth its start.
-std::int64_t row_grain(const Shape& shape) {
-  return std::max<std::int64_t>(1, kGrainElements / std::max<std::int64_t>(1, shape.cols));
-}
-
-void check_philox_state(const Tensor& state, const Tensor& like) {
-  TORCH_CHECK_TYPE(state.scalar_type() == at::kLong, "generator: expected a state of dtype int64, got ",
-                   state.scalar_type());
-  TORCH_CHECK_VALUE(state.dim() == 1 && state.size(0) == 2 && state.is_contiguous(),
-                    "generator: expected a contiguous state [seed, offset] of shape [2], got ", state.sizes());
-  TORCH_CHECK_VALUE(state.device() == like.device(), "generator: expected a state on ", like.device(),
-                    " like the inputs, got ", state.device());
-}
-
-// Takes one stream of noise from the state and advances it: here on the CPU; on CUDA by advance_philox_state, after the
-// kernel that reads it.
-NoiseSource take_state_noise(const Tensor& state, const Tensor& like) {
-  check_philox_state(state, like);
-  NoiseSource source;
-  std::int64_t* words = pointer<std::int64_t>(state);
-  if (like.is_cpu()) {
-    source.seed = static_cast<std::uint64_t>(words[0]);
-    // Two threads may share a state: each gets a stream of its own. std::atomic_ref is C++20.
-    source.offset = static_cast<std::uint64_t>(__atomic_fetch_add(&words[1], 1, __ATOMIC_RELAXED));
-  } else {
-    source.seed_pointer = words;
-    source.offset_pointer = words + 1;
-  }
-  if (!state.is_inference()) state.unsafeGetTensorImpl()->bump_version();
-  return source;
-}
-
-// Takes one stream of noise from the state, or from torch's generator.
-NoiseSource take_noise(const std::optional<at::Generator>& generator, const OptionalTensor& state, const Tensor& mean) {
-  if (given(state)) return take_state_noise(*state, mean);
-  NoiseSource source;
-  if (generator.has_value()) {
-    TORCH_CHECK_VALUE(generator->device().type() == mean.device().type(), "generator: expected a generator on ",
-                      mean.device(), " like mean, got one on ", generator->device());
-  }
+Stream draw_stream(const std::optional<at::Generator>& given_generator, const Tensor& mean) {
+  TORCH_CHECK_VALUE(!given_generator.has_value() || given_generator->device().type() == mean.device().type(),
+                    "generator: expected a generator on ", mean.device(), " like mean, got one on ",
+                    given_generator->device());
+  at::Generator generator =
+      given_generator.has_value() ? *given_generator : at::globalContext().defaultGenerator(mean.device());
+  Stream stream;
   if (mean.is_cpu()) {
-    auto* torch_generator =
-        at::get_generator_or_default<at::CPUGeneratorImpl>(generator, at::detail::getDefaultCPUGenerator());
-    const std::lock_guard<std::mutex> lock(torch_generator->mutex_);
-    source.seed = torch_generator->random64();
+    const std::lock_guard<std::mutex> lock(generator.mutex());
+    stream.seed = static_cast<std::int64_t>(at::check_generator<at::CPUGeneratorImpl>(generator)->random64());
+  } else if (is_capturing(mean.device())) {
+    // A replay of the graph draws anew: into memory that the kernel reads when it runs.
+    stream.state = at::empty({2}, mean.options().dtype(at::kLong))
+                       .random_(std::numeric_limits<std::int64_t>::lowest(), std::nullopt, generator);
+  } else {
+    const std::lock_guard<std::mutex> lock(generator.mutex());
+    stream.seed = static_cast<std::int64_t>(generator.current_seed());
+    const std::uint64_t offset = generator.get_offset();
+    stream.offset = static_cast<std::int64_t>(offset);
+    generator.set_offset(offset + 4);  // torch's own kernels take multiples of four
   }
-#if defined(SACFAST_WITH_CUDA)
-  else {
-    auto* torch_generator = at::get_generator_or_default<at::CUDAGeneratorImpl>(
-        generator, at::cuda::detail::getDefaultCUDAGenerator(mean.get_device()));
-    const std::lock_guard<std::mutex> lock(torch_generator->mutex_);
-    const at::PhiloxCudaState state_now = torch_generator->philox_cuda_state(4);
-    if (state_now.captured_) {
-      source.seed_pointer = reinterpret_cast<const std::int64_t*>(state_now.seed_.ptr);
-      source.offset_pointer = reinterpret_cast<const std::int64_t*>(state_now.offset_.ptr);
-      source.offset = state_now.offset_intragraph_;
-    } else {
-      source.seed = state_now.seed_.val;
-      source.offset = state_now.offset_.val;
-    }
-  }
-#endif
-  return source;
+  return stream;
 }
 
-// The noise that is drawn inside is written to `drawn` where that is given.
-std::tuple<Tensor, Tensor> sample(const Tensor& mean, const Tensor& log_std, const OptionalTensor& noise,
-                                  const std::optional<at::Generator>& generator, const OptionalTensor& philox_state,
-                                  c10::string_view log_std_bounding, double low, double high,
-                                  const OptionalTensor& action_scale, Tensor* drawn) {
-  const Argument first{"mean", mean};
-  const Argument second{"log_std", log_std};
-  const Shape shape = given(noise) ? common_shape({first, second, {"noise", *noise}}) : common_shape({first, second});
-  const LogStdBounds bounds = parse_bounds(log_std_bounding, low, high);
-  const OptionalTensor scale = checked_scale(action_scale, first, shape.cols);
-  const DeviceOf guard(mean);
-  const MatrixView mean_view = matrix_of(mean, shape), log_std_view = matrix_of(log_std, shape);
-  std::optional<MatrixView> noise_view;
-  if (given(noise)) noise_view = matrix_of(*noise, shape);
-  Tensor action = empty(shape.full, mean);
-  Tensor log_prob = empty(shape.leading(), mean);
-  if (drawn != nullptr) *drawn = empty(shape.full, mean);
-  const NoiseSource source = given(noise) ? NoiseSource{} : take_noise(generator, philox_state, mean);
-  if (shape.rows > 0 && shape.cols == 0) log_prob.zero_();
-  if (action.numel() > 0) {
-    with_kernel_type(mean, [&](auto zero) {
-      using T = decltype(zero);
-      const RsampleParams<T> params{shape.rows,
-                                    shape.cols,
-                                    mean_view.as<T>(),
-                                    log_std_view.as<T>(),
-                                    optional_view<T>(noise_view),
-                                    source,
-                                    bounds,
-                                    scale_pointer<T>(scale),
-                                    pointer<T>(action),
-                                    pointer<T>(log_prob),
-                                    drawn != nullptr ? pointer<T>(*drawn) : nullptr};
-      SACFAST_RUN(tanh_gaussian_rsample, mean, T, params, shape.rows, row_grain(shape));
-    });
+// Where a call takes its noise from.
+Stream noise_stream(const OptionalTensor& noise, const std::optional<at::Generator>& generator,
+                    const OptionalTensor& philox_state, const Tensor& mean) {
+  Stream stream;
+  if (given(philox_state)) {
+    stream.state = philox_state;
+  } else if (!given(noise) && mean.defined()) {
+    stream = draw_stream(generator, mean);
   }
-#if defined(SACFAST_WITH_CUDA)
-  if (source.offset_pointer != nullptr && given(philox_state)) {
-    check_launch("tanh_gaussian_rsample",
-                 cuda::advance_philox_state(pointer<std::int64_t>(*philox_state), current_stream()));
-  }
-#endif
-  return {std::move(action), std::move(log_prob)};
+  return stream;
 }
 
-std::tuple<Tensor, Tensor> rsample(const Tensor& mean, const Tensor& log_std, const OptionalTensor& noise,
-                                   std::optional<at::Generator> generator, const OptionalTensor& philox_state,
-                                   c10::string_view log_std_bounding, double low, double high,
-                                   const OptionalTensor& action_scale) {
-  return sample(mean, log_std, noise, generator, philox_state, log_std_bounding, low, high, action_scale, nullptr);
+void count_version(const OptionalTensor& state) {
+  if (given(state) && !state->is_inference()) state->unsafeGetTensorImpl()->bump_version();
 }
 
-// What autograd calls: the gradient needs the noise.
-std::tuple<Tensor, Tensor, Tensor> rsample_with_noise(const Tensor& mean, const Tensor& log_std,
-                                                      std::optional<at::Generator> generator,
-                                                      const OptionalTensor& philox_state,
-                                                      c10::string_view log_std_bounding, double low, double high,
-                                                      const OptionalTensor& action_scale) {
-  Tensor drawn;
-  auto [action, log_prob] =
-      sample(mean, log_std, std::nullopt, generator, philox_state, log_std_bounding, low, high, action_scale, &drawn);
-  return {std::move(action), std::move(log_prob), std::move(drawn)};
+auto rsample(Kernel<Sample> sample) {
+  return [sample](const Tensor& mean, const Tensor& log_std, const OptionalTensor& noise,
+                  std::optional<at::Generator> generator, const OptionalTensor& philox_state,
+                  c10::string_view log_std_bounding, double low, double high, const OptionalTensor& action_scale) {
+    const Stream stream = noise_stream(noise, generator, philox_state, mean);
+    auto out = sample(mean, log_std, noise, stream.seed, stream.offset, stream.state, log_std_bounding, low, high,
+                      action_scale);
+    if (!given(noise)) count_version(philox_state);
+    return out;
+  };
 }
 
-std::tuple<Tensor, Tensor> rsample_backward(const OptionalTensor& grad_action, const OptionalTensor& grad_log_prob,
-                                            const Tensor& mean, const Tensor& log_std, const Tensor& noise,
-                                            c10::string_view log_std_bounding, double low, double high,
-                                            const OptionalTensor& action_scale) {
-  const Argument first{"mean", mean};
-  const Shape shape = common_shape({first, {"log_std", log_std}, {"noise", noise}});
-  const LogStdBounds bounds = parse_bounds(log_std_bounding, low, high);
-  const OptionalTensor scale = checked_scale(action_scale, first, shape.cols);
-  const DeviceOf guard(mean);
-  std::optional<MatrixView> grad_action_view, grad_log_prob_view;
-  if (given(grad_action)) {
-    check_same_dtype_and_device({"grad_action", *grad_action}, first);
-    TORCH_CHECK_VALUE(grad_action->sizes() == at::IntArrayRef(shape.full), "grad_action: expected shape ",
-                      at::IntArrayRef(shape.full), ", got ", grad_action->sizes());
-    grad_action_view = matrix_of(*grad_action, shape);
-  }
-  if (given(grad_log_prob)) {
-    check_same_dtype_and_device({"grad_log_prob", *grad_log_prob}, first);
-    TORCH_CHECK_VALUE(grad_log_prob->sizes() == shape.leading(), "grad_log_prob: expected shape ", shape.leading(),
-                      ", got ", grad_log_prob->sizes());
-    grad_log_prob_view = as_row_values(*grad_log_prob);
-  }
-  const MatrixView mean_view = matrix_of(mean, shape), log_std_view = matrix_of(log_std, shape);
-  const MatrixView noise_view = matrix_of(noise, shape);
-  Tensor grad_mean = empty(shape.full, mean);
-  Tensor grad_log_std = empty(shape.full, mean);
-  if (grad_mean.numel() > 0) {
-    with_kernel_type(mean, [&](auto zero) {
-      using T = decltype(zero);
-      const RsampleBackwardParams<T> params{shape.rows,
-                                            shape.cols,
-                                            optional_view<T>(grad_action_view),
-                                            optional_view<T>(grad_log_prob_view),
-                                            mean_view.as<T>(),
-                                            log_std_view.as<T>(),
-                                            noise_view.as<T>(),
-                                            bounds,
-                                            scale_pointer<T>(scale),
-                                            pointer<T>(grad_mean),
-                                            pointer<T>(grad_log_std)};
-      SACFAST_RUN(tanh_gaussian_rsample_backward, mean, T, params, shape.rows, row_grain(shape));
-    });
-  }
-  return {std::move(grad_mean), std::move(grad_log_std)};
+auto rsample_with_noise(Kernel<SampleWithNoise> sample) {
+  return [sample](const Tensor& mean, const Tensor& log_std, std::optional<at::Generator> generator,
+                  const OptionalTensor& philox_state, c10::string_view log_std_bounding, double low, double high,
+                  const OptionalTensor& action_scale) {
+    const Stream stream = noise_stream(std::nullopt, generator, philox_state, mean);
+    auto out =
+        sample(mean, log_std, stream.seed, stream.offset, stream.state, log_std_bounding, low, high, action_scale);
+    count_version(philox_state);
+    return out;
+  };
 }
 
-Tensor log_prob(const Tensor& pre_tanh, const Tensor& mean, const Tensor& log_std) {
-  const Shape shape = common_shape({{"pre_tanh", pre_tanh}, {"mean", mean}, {"log_std", log_std}});
-  const DeviceOf guard(mean);
-  const MatrixView z_view = matrix_of(pre_tanh, shape), mean_view = matrix_of(mean, shape);
-  const MatrixView log_std_view = matrix_of(log_std, shape);
-  Tensor result = empty(shape.leading(), mean);
-  if (shape.cols == 0) return result.zero_();
-  if (result.numel() > 0) {
-    with_kernel_type(mean, [&](auto zero) {
-      using T = decltype(zero);
-      const LogProbParams<T> params{shape.rows,        shape.cols,           z_view.as<T>(),
-                                    mean_view.as<T>(), log_std_view.as<T>(), pointer<T>(result)};
-      SACFAST_RUN(tanh_gaussian_log_prob, mean, T, params, shape.rows, row_grain(shape));
-    });
-  }
-  return result;
-}
-
-std::tuple<Tensor, Tensor, Tensor> log_prob_backward(const Tensor& grad_log_prob, const Tensor& pre_tanh,
-                                                     const Tensor& mean, const Tensor& log_std) {
-  const Argument first{"pre_tanh", pre_tanh};
-  const Shape shape = common_shape({first, {"mean", mean}, {"log_std", log_std}});
-  check_same_dtype_and_device({"grad_log_prob", grad_log_prob}, first);
-  TORCH_CHECK_VALUE(grad_log_prob.sizes() == shape.leading(), "grad_log_prob: expected shape ", shape.leading(),
-                    ", got ", grad_log_prob.sizes());
-  const DeviceOf guard(mean);
-  const MatrixView grad_view = as_row_values(grad_log_prob), z_view = matrix_of(pre_tanh, shape);
-  const MatrixView mean_view = matrix_of(mean, shape), log_std_view = matrix_of(log_std, shape);
-  Tensor grad_z = empty(shape.full, mean), grad_mean = empty(shape.full, mean);
-  Tensor grad_log_std = empty(shape.full, mean);
-  if (grad_z.numel() > 0) {
-    with_kernel_type(mean, [&](auto zero) {
-      using T = decltype(zero);
-      const LogProbBackwardParams<T> params{
-          shape.rows,           shape.cols,         grad_view.as<T>(),     z_view.as<T>(),          mean_view.as<T>(),
-          log_std_view.as<T>(), pointer<T>(grad_z), pointer<T>(grad_mean), pointer<T>(grad_log_std)};
-      SACFAST_RUN(tanh_gaussian_log_prob_backward, mean, T, params, shape.rows, row_grain(shape));
-    });
-  }
-  return {std::move(grad_z), std::move(grad_mean), std::move(grad_log_std)};
+SACFAST_KERNELS(m) {
+  m.torch.impl("tanh_gaussian_rsample", rsample(m.get<Sample>("_tanh_gaussian_sample")));
+  m.torch.impl("_tanh_gaussian_rsample_with_noise",
+               rsample_with_noise(m.get<SampleWithNoise>("_tanh_gaussian_sample_with_noise")));
+  m.impl<RsampleBackwardSignature>("tanh_gaussian_rsample_backward");
+  m.impl<LogProb>("tanh_gaussian_log_prob");
+  m.impl<LogProbBackwardSignature>("tanh_gaussian_log_prob_backward");
 }
 
 // ---- Autograd -------------------------------------------------------------------------------------------------
@@ -301,36 +136,36 @@ const auto& rsample_plain_op() {
   return op;
 }
 const auto& rsample_backward_plain_op() {
-  static const auto op = find_op<decltype(rsample_backward)>("sacfast::_tanh_gaussian_rsample_backward_plain");
+  static const auto op = find_op<RsampleBackwardSignature>("sacfast::_tanh_gaussian_rsample_backward_plain");
   return op;
 }
 const auto& log_prob_plain_op() {
-  static const auto op = find_op<decltype(log_prob)>("sacfast::_tanh_gaussian_log_prob_plain");
+  static const auto op = find_op<LogProb>("sacfast::_tanh_gaussian_log_prob_plain");
   return op;
 }
 const auto& log_prob_backward_plain_op() {
-  static const auto op = find_op<decltype(log_prob_backward)>("sacfast::_tanh_gaussian_log_prob_backward_plain");
+  static const auto op = find_op<LogProbBackwardSignature>("sacfast::_tanh_gaussian_log_prob_backward_plain");
   return op;
 }
 
 const auto& rsample_op() {
-  static const auto op = find_op<decltype(rsample)>("sacfast::tanh_gaussian_rsample");
+  static const auto op = find_op<Rsample>("sacfast::tanh_gaussian_rsample");
   return op;
 }
 const auto& rsample_with_noise_op() {
-  static const auto op = find_op<decltype(rsample_with_noise)>("sacfast::_tanh_gaussian_rsample_with_noise");
+  static const auto op = find_op<RsampleWithNoise>("sacfast::_tanh_gaussian_rsample_with_noise");
   return op;
 }
 const auto& rsample_backward_op() {
-  static const auto op = find_op<decltype(rsample_backward)>("sacfast::tanh_gaussian_rsample_backward");
+  static const auto op = find_op<RsampleBackwardSignature>("sacfast::tanh_gaussian_rsample_backward");
   return op;
 }
 const auto& log_prob_op() {
-  static const auto op = find_op<decltype(log_prob)>("sacfast::tanh_gaussian_log_prob");
+  static const auto op = find_op<LogProb>("sacfast::tanh_gaussian_log_prob");
   return op;
 }
 const auto& log_prob_backward_op() {
-  static const auto op = find_op<decltype(log_prob_backward)>("sacfast::tanh_gaussian_log_prob_backward");
+  static const auto op = find_op<LogProbBackwardSignature>("sacfast::tanh_gaussian_log_prob_backward");
   return op;
 }
 
@@ -403,7 +238,7 @@ std::tuple<Tensor, Tensor> rsample_backward_autograd(const OptionalTensor& grad_
                                                      const Tensor& log_std, const Tensor& noise,
                                                      c10::string_view log_std_bounding, double low, double high,
                                                      const OptionalTensor& action_scale) {
-  if (any_requires_grad({grad_action, grad_log_prob, mean, log_std}) ||
+  if (any_requires_grad(grad_action, grad_log_prob, mean, log_std) ||
       any_has_tangent(grad_action, grad_log_prob, mean, log_std, noise, action_scale)) {
     return rsample_backward_plain_op().call(grad_action, grad_log_prob, mean, log_std, noise, log_std_bounding, low,
                                             high, action_scale);
@@ -440,7 +275,7 @@ Tensor log_prob_autograd(const Tensor& pre_tanh, const Tensor& mean, const Tenso
     forward();  // for its checks
     return log_prob_plain_op().call(pre_tanh, mean, log_std);
   }
-  if (!any_requires_grad({pre_tanh, mean, log_std})) return forward();
+  if (!any_requires_grad(pre_tanh, mean, log_std)) return forward();
   auto node = backward_node<LogProbBackward>({pre_tanh, mean, log_std});
   Tensor result = forward();
   node->pre_tanh = SavedVariable(pre_tanh, /*is_output=*/false);
@@ -452,7 +287,7 @@ Tensor log_prob_autograd(const Tensor& pre_tanh, const Tensor& mean, const Tenso
 
 std::tuple<Tensor, Tensor, Tensor> log_prob_backward_autograd(const Tensor& grad_log_prob, const Tensor& pre_tanh,
                                                               const Tensor& mean, const Tensor& log_std) {
-  if (any_requires_grad({grad_log_prob, pre_tanh, mean, log_std}) ||
+  if (any_requires_grad(grad_log_prob, pre_tanh, mean, log_std) ||
       any_has_tangent(grad_log_prob, pre_tanh, mean, log_std)) {
     return log_prob_backward_plain_op().call(grad_log_prob, pre_tanh, mean, log_std);
   }
@@ -480,57 +315,6 @@ Tensor log_prob_autocast(const Tensor& pre_tanh, const Tensor& mean, const Tenso
   return log_prob_op().call(cast(pre_tanh), cast(mean), cast(log_std));
 }
 
-}  // namespace
-
-TORCH_LIBRARY_FRAGMENT(sacfast, m) {
-  pthread_atfork(nullptr, nullptr, [] { in_forked_child.store(true, std::memory_order_relaxed); });
-  m.def(
-      "tanh_gaussian_rsample(Tensor mean, Tensor log_std, Tensor? noise, Generator? generator, "
-      "Tensor(a!)? philox_state, str log_std_bounding, float log_std_low, float log_std_high, Tensor? action_scale) "
-      "-> (Tensor action, Tensor log_prob)",
-      {at::Tag::nondeterministic_seeded, at::Tag::pt2_compliant_tag});
-  m.def(
-      "_tanh_gaussian_rsample_with_noise(Tensor mean, Tensor log_std, Generator? generator, "
-      "Tensor(a!)? philox_state, str log_std_bounding, float log_std_low, float log_std_high, Tensor? action_scale) "
-      "-> (Tensor action, Tensor log_prob, Tensor noise)",
-      {at::Tag::nondeterministic_seeded, at::Tag::pt2_compliant_tag});
-  m.def(
-      "tanh_gaussian_rsample_backward(Tensor? grad_action, Tensor? grad_log_prob, Tensor mean, Tensor log_std, "
-      "Tensor noise, str log_std_bounding, float log_std_low, float log_std_high, Tensor? action_scale) "
-      "-> (Tensor grad_mean, Tensor grad_log_std)",
-      {at::Tag::pt2_compliant_tag});
-  m.def("tanh_gaussian_log_prob(Tensor pre_tanh, Tensor mean, Tensor log_std) -> Tensor", {at::Tag::pt2_compliant_tag});
-  m.def(
-      "tanh_gaussian_log_prob_backward(Tensor grad_log_prob, Tensor pre_tanh, Tensor mean, Tensor log_std) "
-      "-> (Tensor grad_pre_tanh, Tensor grad_mean, Tensor grad_log_std)",
-      {at::Tag::pt2_compliant_tag});
-  m.def(
-      "_tanh_gaussian_rsample_plain(Tensor mean, Tensor log_std, Tensor noise, str log_std_bounding, "
-      "float log_std_low, float log_std_high, Tensor? action_scale) -> (Tensor action, Tensor log_prob)");
-  m.def(
-      "_tanh_gaussian_rsample_backward_plain(Tensor? grad_action, Tensor? grad_log_prob, Tensor mean, "
-      "Tensor log_std, Tensor noise, str log_std_bounding, float log_std_low, float log_std_high, "
-      "Tensor? action_scale) -> (Tensor grad_mean, Tensor grad_log_std)");
-  m.def("_tanh_gaussian_log_prob_plain(Tensor pre_tanh, Tensor mean, Tensor log_std) -> Tensor");
-  m.def(
-      "_tanh_gaussian_log_prob_backward_plain(Tensor grad_log_prob, Tensor pre_tanh, Tensor mean, Tensor log_std) "
-      "-> (Tensor grad_pre_tanh, Tensor grad_mean, Tensor grad_log_std)");
-}
-
-#define SACFAST_REGISTER(key)                                        \
-  TORCH_LIBRARY_IMPL(sacfast, key, m) {                              \
-    m.impl("tanh_gaussian_rsample", rsample);                        \
-    m.impl("_tanh_gaussian_rsample_with_noise", rsample_with_noise); \
-    m.impl("tanh_gaussian_rsample_backward", rsample_backward);      \
-    m.impl("tanh_gaussian_log_prob", log_prob);                      \
-    m.impl("tanh_gaussian_log_prob_backward", log_prob_backward);    \
-  }
-SACFAST_REGISTER(CPU)
-#if defined(SACFAST_WITH_CUDA)
-SACFAST_REGISTER(CUDA)
-#endif
-#undef SACFAST_REGISTER
-
 TORCH_LIBRARY_IMPL(sacfast, Autograd, m) {
   m.impl("tanh_gaussian_rsample", rsample_autograd);
   m.impl("tanh_gaussian_rsample_backward", rsample_backward_autograd);
@@ -548,4 +332,5 @@ TORCH_LIBRARY_IMPL(sacfast, Autocast, m) {
   m.impl("tanh_gaussian_log_prob", log_prob_autocast<c10::DeviceType::CUDA>);
 }
 
+}  // namespace
 }  // namespace sacfast

@@ -80,7 +80,7 @@ Tensor target_autograd(const Tensor& reward, const Tensor& terminated, const Ten
   check_no_grad("reward", reward);
   check_no_grad("terminated", terminated);
   check_no_grad("gamma", gamma);
-  if (!any_requires_grad({next_q1, next_q2, next_log_prob, alpha})) return forward();
+  if (!any_requires_grad(next_q1, next_q2, next_log_prob, alpha)) return forward();
   auto node = backward_node<TargetBackward>({next_q1, next_q2, next_log_prob, given(alpha) ? *alpha : Tensor()});
   Tensor result = forward();
   node->terminated = SavedVariable(terminated, /*is_output=*/false);
@@ -101,7 +101,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> target_backward_autograd(const Tensor
                                                                     const OptionalTensor& alpha, double alpha_value,
                                                                     const OptionalTensor& gamma, double gamma_value,
                                                                     bool needs_grad_alpha) {
-  if (any_requires_grad({grad_target, next_log_prob, alpha}) ||
+  if (any_requires_grad(grad_target, next_log_prob, alpha) ||
       any_has_tangent(grad_target, terminated, next_q1, next_q2, next_log_prob, alpha, gamma)) {
     return target_backward_plain_op().call(grad_target, terminated, next_q1, next_q2, next_log_prob, alpha, alpha_value,
                                            gamma, gamma_value, needs_grad_alpha);
@@ -121,6 +121,10 @@ Tensor target_autocast(const Tensor& reward, const Tensor& terminated, const Ten
                           cast(alpha), alpha_value, cast(gamma), gamma_value);
 }
 
+SACFAST_KERNELS(m) {
+  m.impl<Target>("twin_q_target");
+  m.impl<TargetBackwardSignature>("twin_q_target_backward");
+}
 TORCH_LIBRARY_IMPL(sacfast, Autograd, m) {
   m.impl("twin_q_target", target_autograd);
   m.impl("twin_q_target_backward", target_backward_autograd);

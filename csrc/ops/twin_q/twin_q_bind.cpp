@@ -132,8 +132,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> target_backward(const Tensor& grad_ta
 }
 
 SACFAST_KERNELS(m) {
-  m.impl("twin_q_target", SACFAST_BOX(target));
-  m.impl("twin_q_target_backward", SACFAST_BOX(target_backward));
+  m.impl("twin_q_target", SACFAST_KERNEL(target));
+  m.impl("twin_q_target_backward", SACFAST_KERNEL(target_backward));
 }
 
 }  // namespace

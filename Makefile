@@ -127,7 +127,7 @@ $(CUDA_VENV)/.dependencies: pyproject.toml
 cuda-build: $(CUDA_VENV)/.dependencies
 	$(CUDA_VENV)/bin/cmake -S . -B build/cuda-library -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(CUDA_VENV)/bin/ninja) \
 		-DPython_EXECUTABLE=$(abspath $(CUDA_VENV)/bin/python) -DSACFAST_CUDA=ON $(SACFAST_CMAKE_ARGS)
-	$(CUDA_VENV)/bin/cmake --build build/cuda-library --target _ops _ops_cuda _C
+	$(CUDA_VENV)/bin/cmake --build build/cuda-library --target _ops _ops_cuda _autograd _C
 	$(CUDA_VENV)/bin/python .ci/show_cuda.py build/cuda-library
 
 # On a machine with a GPU: builds against the torch of $(PYTHON), tests and measures there. Needs no network.

@@ -437,7 +437,8 @@ inline void check_launch(const char* op, int status) {
 
 // Runs the kernel `function` for `extent` units of work.
 #define SACFAST_RUN(function, tensor, T, params, extent, grain) \
-  check_launch(#function, cuda::function<T>(params, current_stream(tensor)))
+  (static_cast<void>(extent), static_cast<void>(grain),         \
+   check_launch(#function, cuda::function<T>(params, current_stream(tensor))))
 
 #else
 class DeviceOf {

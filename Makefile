@@ -26,7 +26,7 @@ REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb
 	print(*(line for name in sys.argv[1:] for line in lists[name]), sep="\n")
 
 .PHONY: train test bench bench-collect bench-update bench-train bench-peers docs lint format sanitize setup
-.PHONY: faults cuda-compile cuda-build gpu-check clean
+.PHONY: faults cuda-compile cuda-build gpu-check wheel clean
 
 train: setup
 	$(VENV)/bin/sacfast train --env-id $(ENV_ID) --total-timesteps $(STEPS)
@@ -127,12 +127,19 @@ $(CUDA_VENV)/.dependencies: pyproject.toml
 cuda-build: $(CUDA_VENV)/.dependencies
 	$(CUDA_VENV)/bin/cmake -S . -B build/cuda-library -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(CUDA_VENV)/bin/ninja) \
 		-DPython_EXECUTABLE=$(abspath $(CUDA_VENV)/bin/python) -DSACFAST_CUDA=ON $(SACFAST_CMAKE_ARGS)
-	$(CUDA_VENV)/bin/cmake --build build/cuda-library --target _ops _C
+	$(CUDA_VENV)/bin/cmake --build build/cuda-library --target _ops _ops_cuda _autograd _C
 	$(CUDA_VENV)/bin/python .ci/show_cuda.py build/cuda-library
 
 # On a machine with a GPU: builds against the torch of $(PYTHON), tests and measures there. Needs no network.
 gpu-check:
 	$(PYTHON) -m benchmarks.gpu_check
 
+# ---- Wheels: one for each Python, for every torch from 2.11 on; with CUDA kernels where nvcc is found ---------------
+
+# make wheel WHEEL_PYTHONS="python3.11 python3.12". Fetches each torch once, for its headers, and two to try the wheel.
+WHEEL_PYTHONS ?= $(PYTHON)
+wheel:
+	$(PYTHON) .ci/wheel.py $(WHEEL_PYTHONS)
+
 clean:
-	rm -rf $(VENV) $(CUDA_VENV) $(PEERS_VENV) build *.egg-info sacfast/_ops.so sacfast/_C.*.so sacfast/_collect.*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(CUDA_VENV) $(PEERS_VENV) build dist *.egg-info sacfast/_ops*.so sacfast/_autograd_*.so sacfast/_C.*.so sacfast/_collect.*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

@@ -3,6 +3,7 @@
 Fails where an op has a CPU kernel and no CUDA kernel, or the update has no engine for a GPU.
 """
 
+import ctypes
 import importlib.util
 import sys
 from pathlib import Path
@@ -10,9 +11,22 @@ from pathlib import Path
 import torch
 
 
-def show_ops(library: Path) -> bool:
-    """Print a line for each op of the library; return whether all have CUDA kernels."""
-    torch.ops.load_library(library)
+def load_ops(folder: Path) -> None:
+    """Load the libraries of ops that lie in a folder, as sacfast/_ext.py does."""
+    suffix = "".join(torch.__version__.split(".")[:2])
+    paths = {"CPU": folder / "_ops.so", "CUDA": next(folder.glob("_ops_cuda*.so"))}
+    for path in (*paths.values(), folder / f"_autograd_{suffix}.so"):
+        torch.ops.load_library(path)
+    autograd = ctypes.CDLL(str(path))
+    for device, path in paths.items():
+        kernels = ctypes.CDLL(str(path))
+        autograd.sacfast_bind_kernels(kernels.sacfast_kernel, device.encode())
+        kernels.sacfast_register_kernels()
+
+
+def show_ops(folder: Path) -> bool:
+    """Print a line for each op of the libraries; return whether all have CUDA kernels."""
+    load_ops(folder)
     names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("sacfast::")]
     found = []
     for name in sorted(names):
@@ -39,7 +53,7 @@ def show_engines(library: Path) -> bool:
 def main(folder: Path) -> int:
     """Show the libraries that lie in a build folder; return 1 if something lacks CUDA."""
     print(f"{folder} in torch {torch.__version__} (CUDA {torch.version.cuda})")
-    complete = show_ops(folder / "_ops.so")
+    complete = show_ops(folder)
     return 0 if show_engines(next(folder.glob("_C.*.so"))) and complete else 1
 
 

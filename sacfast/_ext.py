@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,11 @@ import torch
 
 from sacfast._install import advice
 
-LIBRARY = Path(__file__).with_name("_ops.so")
+FOLDER = Path(__file__).parent
+LIBRARY = FOLDER / "_ops.so"
+"""The ops on the CPU: for every torch from `OLDEST_TORCH` on."""
+
+OLDEST_TORCH = (2, 11)
 
 OLDEST_GPU = (8, 0)
 """Compute capability of the oldest GPU that the kernels are compiled for (CMakeLists.txt)."""
@@ -18,59 +24,118 @@ OLDEST_GPU = (8, 0)
 
 @cache
 def load() -> None:
-    """Load the ops library into torch.
+    """Load the ops into torch: those for the CPU, those for CUDA where torch has it, and autograd for this torch.
 
     Raises:
-        ImportError: the library is missing, was built against another torch, or is told to use an instruction set
-            that the processor lacks; the message says what to do.
+        ImportError: torch is too old, a library is missing or does not load, or an environment variable has no meaning
+            here; the message says what to do.
     """
+    if _torch_version() < OLDEST_TORCH:
+        raise ImportError(
+            f"sacfast: expected torch {_dotted(OLDEST_TORCH)} or later, got torch {torch.__version__}: "
+            f"run `pip install 'torch>={_dotted(OLDEST_TORCH)}'`"
+        )
     if not LIBRARY.exists():
         raise ImportError(f"sacfast: the native library {LIBRARY.name} is not built; {advice(LIBRARY.stem)}")
-    try:
-        torch.ops.load_library(str(LIBRARY))
-    except OSError as error:
-        raise ImportError(
-            f"sacfast: {LIBRARY.name} does not load into torch {torch.__version__} ({error}); it was probably "
-            "built against another torch: run `pip install --no-build-isolation --force-reinstall .` again"
-        ) from error
-    built_against = torch.ops.sacfast.torch_version()
-    if built_against != ".".join(torch.__version__.split(".")[:2]):
-        raise ImportError(
-            f"sacfast: {LIBRARY.name} was built against torch {built_against}, whose binary interface torch "
-            f"{torch.__version__} does not keep: run `pip install --no-build-isolation --force-reinstall .` again"
-        )
+    kernels = {"CPU": LIBRARY, "CUDA": cuda_library()}
+    autograd = autograd_library()
+    for library in (*kernels.values(), autograd):
+        if library is not None:
+            _load_into_torch(library)
+    for device, library in kernels.items():
+        if library is not None:
+            _register_kernels(library, device, autograd)
     try:
         torch.ops.sacfast.cpu_level()
     except RuntimeError as error:  # SACFAST_CPU_LEVEL
         raise ImportError(f"sacfast: {error}") from error
 
 
+def _load_into_torch(library: Path) -> None:
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        raise ImportError(
+            f"sacfast: {library.name} does not load into torch {torch.__version__} ({error}); the installation is "
+            "damaged: run `pip install --force-reinstall --no-deps sacfast`, or in the source tree "
+            "`pip install --no-build-isolation --force-reinstall .`"
+        ) from error
+
+
+def _register_kernels(library: Path, device: str, autograd: Path | None) -> None:
+    """Register a library's kernels with torch: by autograd in C++, which calls them faster, and by the stable ABI."""
+    kernels = ctypes.CDLL(str(library))
+    if autograd is not None:
+        ctypes.CDLL(str(autograd)).sacfast_bind_kernels(kernels.sacfast_kernel, device.encode())
+    kernels.sacfast_register_kernels()
+
+
+def _torch_version() -> tuple[int, int]:
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
+
+
+def cuda_library() -> Path | None:
+    """Return the library of CUDA kernels for the CUDA that torch was built with, or None where there is none."""
+    if torch.version.cuda is None:
+        return None
+    library = FOLDER / f"_ops_cuda{torch.version.cuda.partition('.')[0]}.so"
+    return library if library.exists() else None
+
+
+def autograd_library() -> Path | None:
+    """Return the library of autograd in C++ for this minor version of torch.
+
+    Without one, or with SACFAST_AUTOGRAD=python, autograd is that of `sacfast.ops._autograd`.
+
+    Raises:
+        ImportError: SACFAST_AUTOGRAD has no meaning.
+    """
+    wish = os.environ.get("SACFAST_AUTOGRAD", "")
+    if wish not in ("", "python"):
+        raise ImportError(f"sacfast: SACFAST_AUTOGRAD: expected 'python' or nothing, got {wish!r}")
+    library = FOLDER / "_autograd_{}{}.so".format(*_torch_version())
+    return library if wish == "" and library.exists() else None
+
+
 def cuda_reason() -> str:
     """Say why the CUDA kernels cannot run here, or return "" when they can."""
-    if not torch.ops.sacfast.has_cuda():
-        if torch.version.cuda is None:
-            return f"torch {torch.__version__} is a CPU build"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a CPU build"
+    if cuda_library() is None:
+        others = sorted(path.stem.removeprefix("_ops_cuda") for path in FOLDER.glob("_ops_cuda*.so"))
+        if others:
+            return (
+                f"sacfast has kernels for CUDA {' and '.join(others)}, and torch {torch.__version__} is built for CUDA "
+                f"{torch.version.cuda}: install a torch for CUDA {others[-1]}, or build sacfast from source"
+            )
         return "sacfast was built without CUDA (no nvcc was found, or SACFAST_CUDA=0)"
     if not torch.cuda.is_available():
         return "no CUDA device is available"
     if torch.cuda.get_device_capability() < OLDEST_GPU:
-        return f"{torch.cuda.get_device_name()} is older than compute capability {'.'.join(map(str, OLDEST_GPU))}"
+        return f"{torch.cuda.get_device_name()} is older than compute capability {_dotted(OLDEST_GPU)}"
     return ""
 
 
 def info() -> dict[str, Any]:
     """Return what the native library is and does here.
 
-    Keys: `library` (file), `cpu_level` (instruction set of the kernels in use), `cpu_levels_available`,
-    `cuda_built` (CUDA kernels are in the library), `cuda_available` (they can run here), `cuda_reason` (why not).
+    Keys: `library` (file), `autograd` ("C++", or "Python" where no library fits this torch), `cpu_level` (instruction
+    set of the kernels in use), `cpu_levels_available`, `cuda_built` (there are CUDA kernels for this torch),
+    `cuda_available` (they can run here), `cuda_reason` (why not).
     """
     load()
     reason = cuda_reason()
     return {
         "library": str(LIBRARY),
+        "autograd": "Python" if autograd_library() is None else "C++",
         "cpu_level": torch.ops.sacfast.cpu_level(),
         "cpu_levels_available": list(torch.ops.sacfast.available_cpu_levels()),
-        "cuda_built": bool(torch.ops.sacfast.has_cuda()),
+        "cuda_built": cuda_library() is not None,
         "cuda_available": reason == "",
         "cuda_reason": reason,
     }

@@ -304,7 +304,10 @@ TABLE: dict[str, dict[str, list[str]]] = {
     },
     "wrong torch ABI or CPU level": {
         "ops": [
-            HERE + "test_a_library_for_another_torch_is_refused",
+            HERE + "test_a_torch_that_is_too_old_is_refused",
+            HERE + "test_a_torch_without_a_library_of_its_own_has_autograd_in_python",
+            HERE + "test_a_kind_of_autograd_that_does_not_exist_is_refused",
+            HERE + "test_a_torch_for_another_cuda_is_named",
             HERE + "test_a_library_that_does_not_load_is_refused",
             HERE + "test_a_library_that_is_not_there_is_refused",
             HERE + "test_sources_that_hide_an_installed_package_are_named",
@@ -699,19 +702,44 @@ def test_twin_q_target_in_a_cuda_graph() -> None:
 # ---- The native libraries ------------------------------------------------------------------------------------------
 
 
-def test_a_library_for_another_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    built = torch.ops.sacfast.torch_version()
-    assert torch.__version__.startswith(f"{built}.")
-    monkeypatch.setattr(torch, "__version__", "2.99.0+cpu")
-    message = rf"_ops\.so was built against torch {re.escape(built)}, .*torch 2\.99\.0\+cpu.*: run `pip install"
+@pytest.mark.parametrize("version", ["2.10.1+cpu", "1.13.1"])
+def test_a_torch_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    message = rf"expected torch 2\.11 or later, got torch {re.escape(version)}: run `pip install 'torch>=2\.11'`$"
     with pytest.raises(ImportError, match=message):
         _ext.load.__wrapped__()
+
+
+def test_a_torch_without_a_library_of_its_own_has_autograd_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.99.0+cpu")
+    assert _ext.autograd_library() is None
+    assert _ext.info()["autograd"] == "Python"
+
+
+def test_a_kind_of_autograd_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SACFAST_AUTOGRAD", "c++")
+    with pytest.raises(ImportError, match=r"SACFAST_AUTOGRAD: expected 'python' or nothing, got 'c\+\+'"):
+        _ext.load.__wrapped__()
+
+
+def test_a_torch_for_another_cuda_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(_ext, "FOLDER", tmp_path)
+    assert "sacfast was built without CUDA" in _ext.cuda_reason()
+    (tmp_path / "_ops_cuda13.so").touch()
+    assert _ext.cuda_library() is None  # nothing of another CUDA is loaded
+    assert re.fullmatch(
+        r"sacfast has kernels for CUDA 13, and torch .* is built for CUDA 12\.8: install a torch for CUDA 13, .*",
+        _ext.cuda_reason(),
+    )
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert _ext.cuda_library() == tmp_path / "_ops_cuda13.so"
 
 
 def test_a_library_that_does_not_load_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(_ext, "LIBRARY", tmp_path / "_ops.so")
     (tmp_path / "_ops.so").write_bytes(_ext.LIBRARY.name.encode())
-    with pytest.raises(ImportError, match=r"_ops\.so does not load into torch .*another torch: run `pip install"):
+    with pytest.raises(ImportError, match=r"_ops\.so does not load into torch .* damaged: run `pip install"):
         _ext.load.__wrapped__()
 
 

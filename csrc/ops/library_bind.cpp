@@ -1,37 +1,58 @@
-// The library itself: what it was built with and which CPU kernels it runs.
+// The library itself: the registration of its kernels, and which CPU kernels it runs.
 #include <pthread.h>
-#include <torch/library.h>
 
+#include <cstring>
 #include <string>
 #include <vector>
 
 #include "../core/cpu_level.h"
 #include "binding.h"
 
+#define SACFAST_EXPORT extern "C" __attribute__((visibility("default")))
+
 namespace sacfast {
 namespace {
 
+using torch::stable::detail::StableLibrary;
+
+#if defined(SACFAST_CUDA_LIBRARY)
+constexpr const char* kDispatchKey = "CUDA";
+#else
+constexpr const char* kDispatchKey = "CPU";
+
 std::string level_in_use() { return cpu_level_name(cpu_level()); }
 
-bool has_cuda() {
-#if defined(SACFAST_WITH_CUDA)
-  return true;
-#else
-  return false;
-#endif
+STABLE_TORCH_LIBRARY_FRAGMENT(sacfast, m) {
+  pthread_atfork(nullptr, nullptr, [] { in_forked_child.store(true, std::memory_order_relaxed); });
+  m.def("cpu_level() -> str");
+  m.def("available_cpu_levels() -> str[]");
 }
-
-// The major and minor version of the torch that this was compiled against: its binary interface holds no longer.
-std::string torch_version() { return SACFAST_TORCH_VERSION; }
+STABLE_TORCH_LIBRARY_IMPL(sacfast, CompositeImplicitAutograd, m) {
+  m.impl("cpu_level", TORCH_BOX(&level_in_use));
+  m.impl("available_cpu_levels", TORCH_BOX(&available_cpu_levels));
+}
+#endif
 
 }  // namespace
+}  // namespace sacfast
 
-TORCH_LIBRARY(sacfast, m) {
-  pthread_atfork(nullptr, nullptr, [] { in_forked_child.store(true, std::memory_order_relaxed); });
-  m.def("cpu_level() -> str", &level_in_use);
-  m.def("available_cpu_levels() -> str[]", &available_cpu_levels);
-  m.def("has_cuda() -> bool", &has_cuda);
-  m.def("torch_version() -> str", &torch_version);
+// Returns the kernel of an op for autograd in C++, which then registers it with torch; null: there is none.
+SACFAST_EXPORT sacfast::DirectKernel sacfast_kernel(const char* op) {
+  for (auto& entry : sacfast::KernelTable::of_this_library().entries) {
+    if (std::strcmp(entry.op, op) != 0) continue;
+    entry.is_registered = true;
+    return entry.kernel.direct;
+  }
+  return nullptr;
 }
 
-}  // namespace sacfast
+// Registers with torch, by the stable ABI, every kernel that is not registered yet.
+SACFAST_EXPORT void sacfast_register_kernels() {
+  using sacfast::StableLibrary;
+  static StableLibrary library(StableLibrary::Kind::IMPL, "sacfast", sacfast::kDispatchKey, __FILE__, __LINE__);
+  for (auto& entry : sacfast::KernelTable::of_this_library().entries) {
+    if (entry.is_registered) continue;
+    library.impl(entry.op, entry.kernel.boxed);
+    entry.is_registered = true;
+  }
+}

@@ -4,9 +4,13 @@ Beside every op stands its plain-torch twin (`..._reference`, in the op's own mo
 the baseline of the benchmarks.
 """
 
+from sacfast import _ext
 from sacfast.ops.polyak import polyak_update_
 from sacfast.ops.tanh_gaussian import philox_state, tanh_gaussian_log_prob, tanh_gaussian_rsample
 from sacfast.ops.twin_q import twin_q_target
+
+if _ext.autograd_library() is None:
+    from sacfast.ops import _autograd  # noqa: F401
 
 __all__ = [
     "philox_state",

@@ -14,12 +14,7 @@ from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 
-_LIBRARY = torch.library.Library("sacfast", "FRAGMENT")
-
-
-def plain_kernel(name: str, function: Callable[..., Any]) -> None:
-    """Let `function`, of torch's own operations, carry out the op `name` on any device and under any transform."""
-    _LIBRARY.impl(name, function, "CompositeImplicitAutograd")
+from sacfast.ops._library import LIBRARY
 
 
 def logical_dim(tensor: Tensor, batch_dim: int | None) -> int:
@@ -68,7 +63,7 @@ def draw_under_vmap(name: str, draws: Callable[..., bool]) -> None:
                     first = _mapped(first, interpreter)
             return op(first, *rest)
 
-    _LIBRARY.impl(name, kernel, "FuncTorchVmapMode")
+    LIBRARY.impl(name, kernel, "FuncTorchVmapMode")
 
 
 def _mapped(tensor: Tensor, interpreter: Any) -> Tensor:

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from sacfast import _ext  # noqa: F401  (loads the native library)
 from sacfast.ops._fake import check_like, check_shape
-from sacfast.ops._transforms import plain_kernel
+from sacfast.ops._library import define, define_plain, refusal
+
+_UPDATE = define("polyak_update_(Tensor(a!)[] target_params, Tensor[] online_params, float tau) -> ()")
 
 
 def polyak_update_(
@@ -34,8 +36,12 @@ def polyak_update_(
     """
     targets = [target_params] if isinstance(target_params, Tensor) else list(target_params)
     onlines = [online_params] if isinstance(online_params, Tensor) else list(online_params)
-    if targets or onlines:  # without a tensor, torch has nothing to choose the device by
-        torch.ops.sacfast.polyak_update_.default(targets, onlines, tau)
+    if not targets and not onlines:  # without a tensor, torch has nothing to choose the device by
+        return
+    try:
+        _UPDATE(targets, onlines, tau)
+    except ValueError as error:
+        raise refusal(error) from None
 
 
 @torch.no_grad()
@@ -49,7 +55,34 @@ def polyak_update_reference_(
         target.lerp_(online, tau)
 
 
-plain_kernel("_polyak_update_plain_", polyak_update_reference_)  # forward mode: see `_transforms`
+# ---- Forward mode: see `_transforms` ------------------------------------------------------------------------------
+
+
+def _polyak_update_plain_(target_params: list[Tensor], online_params: list[Tensor], tau: float) -> None:
+    _check_pairs(target_params, online_params, tau)
+    polyak_update_reference_(target_params, online_params, tau)
+
+
+define_plain(
+    "_polyak_update_plain_(Tensor(a!)[] target_params, Tensor[] online_params, float tau) -> ()", _polyak_update_plain_
+)
+
+
+def _check_pairs(target_params: list[Tensor], online_params: list[Tensor], tau: float) -> None:
+    """Raise where the native kernel would, but for shared memory: not every tensor has an address."""
+    if len(target_params) != len(online_params):
+        raise ValueError(
+            f"online_params: expected {len(target_params)} tensors like target_params, got {len(online_params)}"
+        )
+    if not 0.0 <= tau <= 1.0:
+        raise ValueError(f"tau: expected a number in [0, 1], got {tau}")
+    named = [
+        ((f"target_params[{i}]", target), (f"online_params[{i}]", online))
+        for i, (target, online) in enumerate(zip(target_params, online_params, strict=True))
+    ]
+    check_like(*(each for pair in named for each in pair))
+    for (target_name, target), (online_name, online) in named:
+        check_shape(online_name, online, target_name, target)
 
 
 @torch.library.register_vmap("sacfast::polyak_update_")
@@ -69,15 +102,9 @@ def _(info, in_dims, target_params, online_params, tau):  # type: ignore[no-unty
         elif target_dim is not None:
             online = online.expand(info.batch_size, *online.shape)
         onlines.append(online)
-    return torch.ops.sacfast.polyak_update_(targets, onlines, tau), None
+    return _UPDATE(targets, onlines, tau), None
 
 
 @torch.library.register_fake("sacfast::polyak_update_")
 def _(target_params, online_params, tau):  # type: ignore[no-untyped-def]
-    named = [
-        ((f"target_params[{i}]", target), (f"online_params[{i}]", online))
-        for i, (target, online) in enumerate(zip(target_params, online_params, strict=True))
-    ]
-    check_like(*(each for pair in named for each in pair))
-    for (target_name, target), (online_name, online) in named:
-        check_shape(online_name, online, target_name, target)
+    _check_pairs(target_params, online_params, tau)

@@ -19,9 +19,33 @@ from torch import Tensor
 
 from sacfast import _ext  # noqa: F401  (loads the native library)
 from sacfast.ops._fake import check_device, check_like
-from sacfast.ops._transforms import align, align_all, draw_under_vmap, logical_dim, plain_kernel
+from sacfast.ops._library import define, define_plain, refusal
+from sacfast.ops._transforms import align, align_all, draw_under_vmap, logical_dim
 
 LogStdBounding = Literal["none", "clamp", "tanh"]
+
+_GIVEN = "Tensor mean, Tensor log_std, Tensor? noise"
+_OPTIONS = "str log_std_bounding, float log_std_low, float log_std_high, Tensor? action_scale"
+_DRAWN = f"Generator? generator, Tensor(a!)? philox_state, {_OPTIONS}"
+_STREAM = f"int seed, int offset, Tensor(a!)? philox_state, {_OPTIONS}"
+_BACKWARD = f"Tensor? grad_action, Tensor? grad_log_prob, Tensor mean, Tensor log_std, Tensor noise, {_OPTIONS}"
+_SAMPLE = "Tensor action, Tensor log_prob"
+_GRADIENTS = "(Tensor grad_mean, Tensor grad_log_std)"
+_LOG_PROB_INPUTS = "Tensor pre_tanh, Tensor mean, Tensor log_std"
+_LOG_PROB_GRADIENTS = "(Tensor grad_pre_tanh, Tensor grad_mean, Tensor grad_log_std)"
+_RANDOM = torch.Tag.nondeterministic_seeded
+_RSAMPLE = define(f"tanh_gaussian_rsample({_GIVEN}, {_DRAWN}) -> ({_SAMPLE})", _RANDOM)
+_RSAMPLE_WITH_NOISE = define(
+    f"_tanh_gaussian_rsample_with_noise(Tensor mean, Tensor log_std, {_DRAWN}) -> ({_SAMPLE}, Tensor noise)", _RANDOM
+)
+_RSAMPLE_BACKWARD = define(f"tanh_gaussian_rsample_backward({_BACKWARD}) -> {_GRADIENTS}")
+_LOG_PROB = define(f"tanh_gaussian_log_prob({_LOG_PROB_INPUTS}) -> Tensor")
+_LOG_PROB_BACKWARD = define(
+    f"tanh_gaussian_log_prob_backward(Tensor grad_log_prob, {_LOG_PROB_INPUTS}) -> {_LOG_PROB_GRADIENTS}"
+)
+# What the first two call once they have drawn a stream from torch's generator.
+define(f"_tanh_gaussian_sample({_GIVEN}, {_STREAM}) -> ({_SAMPLE})")
+define(f"_tanh_gaussian_sample_with_noise(Tensor mean, Tensor log_std, {_STREAM}) -> ({_SAMPLE}, Tensor noise)")
 
 
 def philox_state(seed: int, device: torch.device | str = "cpu") -> Tensor:
@@ -78,9 +102,12 @@ def tanh_gaussian_rsample(
         if isinstance(generator, Tensor):
             generator, state = None, generator
     low, high = log_std_bounds
-    sample: tuple[Tensor, Tensor] = torch.ops.sacfast.tanh_gaussian_rsample.default(
-        mean, log_std, noise, generator, state, log_std_bounding, low, high, action_scale
-    )
+    try:
+        sample: tuple[Tensor, Tensor] = _RSAMPLE(
+            mean, log_std, noise, generator, state, log_std_bounding, low, high, action_scale
+        )
+    except ValueError as error:
+        raise refusal(error) from None
     return sample
 
 
@@ -99,7 +126,10 @@ def tanh_gaussian_log_prob(pre_tanh: Tensor, mean: Tensor, log_std: Tensor) -> T
         ValueError: a shape or device that does not fit.
         TypeError: a dtype that does not fit.
     """
-    log_prob: Tensor = torch.ops.sacfast.tanh_gaussian_log_prob.default(pre_tanh, mean, log_std)
+    try:
+        log_prob: Tensor = _LOG_PROB(pre_tanh, mean, log_std)
+    except ValueError as error:
+        raise refusal(error) from None
     return log_prob
 
 
@@ -202,15 +232,20 @@ def _tanh_slope(x: Tensor) -> Tensor:
     return 4.0 * torch.sigmoid(2.0 * x) * torch.sigmoid(-2.0 * x)
 
 
-plain_kernel("_tanh_gaussian_rsample_plain", _rsample_plain)
-plain_kernel("_tanh_gaussian_rsample_backward_plain", _rsample_backward_plain)
-plain_kernel("_tanh_gaussian_log_prob_plain", tanh_gaussian_log_prob_reference)
-plain_kernel("_tanh_gaussian_log_prob_backward_plain", _log_prob_backward_plain)
+define_plain(
+    f"_tanh_gaussian_rsample_plain(Tensor mean, Tensor log_std, Tensor noise, {_OPTIONS}) -> ({_SAMPLE})",
+    _rsample_plain,
+)
+define_plain(f"_tanh_gaussian_rsample_backward_plain({_BACKWARD}) -> {_GRADIENTS}", _rsample_backward_plain)
+define_plain(f"_tanh_gaussian_log_prob_plain({_LOG_PROB_INPUTS}) -> Tensor", tanh_gaussian_log_prob_reference)
+define_plain(
+    f"_tanh_gaussian_log_prob_backward_plain(Tensor grad_log_prob, {_LOG_PROB_INPUTS}) -> {_LOG_PROB_GRADIENTS}",
+    _log_prob_backward_plain,
+)
 
 
 # ---- torch.vmap: the mapped dimension becomes the first of the leading ones --------------------------------------
 
-_OPS = torch.ops.sacfast
 for _name in ("tanh_gaussian_rsample", "_tanh_gaussian_rsample_with_noise"):
     draw_under_vmap(_name, lambda _mean, _log_std, noise, *_: not isinstance(noise, Tensor))
 
@@ -234,7 +269,7 @@ def _rsample_mapped(
         raise ValueError("generator: expected one state for all calls of torch.vmap, got one for each")
     if noise is None and info.randomness == "same":  # that of the first call serves all
         ones = (x if dim is None else x.select(dim, 0) for x, dim in ((mean, mean_dim), (log_std, log_std_dim)))
-        noise = _OPS._tanh_gaussian_rsample_with_noise(*ones, generator, state, kind, low, high, None)[2]
+        noise = _RSAMPLE_WITH_NOISE(*ones, generator, state, kind, low, high, None)[2]
     tensors, dims = [mean, log_std], [mean_dim, log_std_dim]
     if noise is not None:
         tensors.append(noise)
@@ -243,11 +278,9 @@ def _rsample_mapped(
     mean, log_std, *given = align_all(info.batch_size, tensors, dims)
     inside = None if scale_dim is not None else scale
     if given:
-        action, log_prob = _OPS.tanh_gaussian_rsample(mean, log_std, given[0], None, None, kind, low, high, inside)
+        action, log_prob = _RSAMPLE(mean, log_std, given[0], None, None, kind, low, high, inside)
     else:
-        action, log_prob, noise = _OPS._tanh_gaussian_rsample_with_noise(
-            mean, log_std, generator, state, kind, low, high, inside
-        )
+        action, log_prob, noise = _RSAMPLE_WITH_NOISE(mean, log_std, generator, state, kind, low, high, inside)
         noise_dim = 0
     if scale_dim is not None:
         scale = _mapped_scale(scale, scale_dim, mean)
@@ -281,16 +314,14 @@ def _(info, in_dims, grad_action, grad_log_prob, mean, log_std, noise, kind, low
         if grad_action is not None:
             grad_action = grad_action * _mapped_scale(scale, scale_dim, mean)
         scale = None
-    grads = _OPS.tanh_gaussian_rsample_backward(
-        grad_action, grad_log_prob, mean, log_std, noise, kind, low, high, scale
-    )
+    grads = _RSAMPLE_BACKWARD(grad_action, grad_log_prob, mean, log_std, noise, kind, low, high, scale)
     return grads, (0, 0)
 
 
 @torch.library.register_vmap("sacfast::tanh_gaussian_log_prob")
 def _(info, in_dims, *tensors):  # type: ignore[no-untyped-def]
     _check_not_scalar(("pre_tanh", "mean", "log_std"), tensors, in_dims)
-    return _OPS.tanh_gaussian_log_prob(*align_all(info.batch_size, tensors, in_dims)), 0
+    return _LOG_PROB(*align_all(info.batch_size, tensors, in_dims)), 0
 
 
 @torch.library.register_vmap("sacfast::tanh_gaussian_log_prob_backward")
@@ -298,7 +329,7 @@ def _(info, in_dims, grad_log_prob, *tensors):  # type: ignore[no-untyped-def]
     grad_dim, *dims = in_dims
     pre_tanh, mean, log_std = align_all(info.batch_size, tensors, dims)
     grad_log_prob = align(grad_log_prob, grad_dim, pre_tanh.ndim - 2).expand(pre_tanh.shape[:-1])
-    return _OPS.tanh_gaussian_log_prob_backward(grad_log_prob, pre_tanh, mean, log_std), (0, 0, 0)
+    return _LOG_PROB_BACKWARD(grad_log_prob, pre_tanh, mean, log_std), (0, 0, 0)
 
 
 def _check_not_scalar(names: Sequence[str], tensors: Sequence[Tensor], dims: Sequence[int | None]) -> None:

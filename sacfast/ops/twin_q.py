@@ -12,7 +12,17 @@ from torch import Tensor
 
 from sacfast import _ext  # noqa: F401  (loads the native library)
 from sacfast.ops._fake import check_device, check_like, check_shape
-from sacfast.ops._transforms import plain_kernel
+from sacfast.ops._library import define, define_plain, refusal
+
+_INPUTS = (
+    "Tensor terminated, Tensor next_q1, Tensor next_q2, Tensor next_log_prob, "
+    "Tensor? alpha, float alpha_value, Tensor? gamma, float gamma_value"
+)
+_GRADIENTS = "(Tensor grad_next_q1, Tensor grad_next_q2, Tensor grad_next_log_prob, Tensor grad_alpha)"
+_TARGET = define(f"twin_q_target(Tensor reward, {_INPUTS}) -> Tensor")
+_TARGET_BACKWARD = define(
+    f"twin_q_target_backward(Tensor grad_target, {_INPUTS}, bool needs_grad_alpha) -> {_GRADIENTS}"
+)
 
 
 def twin_q_target(
@@ -44,17 +54,20 @@ def twin_q_target(
     """
     alpha_tensor, alpha_value = (alpha, 0.0) if isinstance(alpha, Tensor) else (None, alpha)
     gamma_tensor, gamma_value = (gamma, 0.0) if isinstance(gamma, Tensor) else (None, gamma)
-    target: Tensor = torch.ops.sacfast.twin_q_target.default(
-        reward,
-        terminated,
-        next_q1,
-        next_q2,
-        next_log_prob,
-        alpha_tensor,
-        alpha_value,
-        gamma_tensor,
-        gamma_value,
-    )
+    try:
+        target: Tensor = _TARGET(
+            reward,
+            terminated,
+            next_q1,
+            next_q2,
+            next_log_prob,
+            alpha_tensor,
+            alpha_value,
+            gamma_tensor,
+            gamma_value,
+        )
+    except ValueError as error:
+        raise refusal(error) from None
     return target
 
 
@@ -102,8 +115,11 @@ def _target_backward_plain(  # type: ignore[no-untyped-def]
     )
 
 
-plain_kernel("_twin_q_target_plain", _target_plain)
-plain_kernel("_twin_q_target_backward_plain", _target_backward_plain)
+define_plain(f"_twin_q_target_plain(Tensor reward, {_INPUTS}) -> Tensor", _target_plain)
+define_plain(
+    f"_twin_q_target_backward_plain(Tensor grad_target, {_INPUTS}, bool needs_grad_alpha) -> {_GRADIENTS}",
+    _target_backward_plain,
+)
 
 
 # ---- torch.vmap: a batch of all the batches ----------------------------------------------------------------------
@@ -112,14 +128,14 @@ plain_kernel("_twin_q_target_backward_plain", _target_backward_plain)
 @torch.library.register_vmap("sacfast::twin_q_target")
 def _(info, in_dims, reward, *rest):  # type: ignore[no-untyped-def]
     shape, flat = _flatten_mapped(info, in_dims, "reward", reward, *rest)
-    return torch.ops.sacfast.twin_q_target(*flat).view(shape), 0
+    return _TARGET(*flat).view(shape), 0
 
 
 @torch.library.register_vmap("sacfast::twin_q_target_backward")
 def _(info, in_dims, grad, *rest):  # type: ignore[no-untyped-def]
     *inputs, needs_grad_alpha = rest
     shape, flat = _flatten_mapped(info, in_dims[:-1], "grad_target", grad, *inputs)
-    *grads, grad_alpha = torch.ops.sacfast.twin_q_target_backward(*flat, needs_grad_alpha)
+    *grads, grad_alpha = _TARGET_BACKWARD(*flat, needs_grad_alpha)
     if needs_grad_alpha:
         return (*(each.view(shape) for each in (*grads, grad_alpha)),), (0, 0, 0, 0)
     return (*(each.view(shape) for each in grads), grad_alpha), (0, 0, 0, None)

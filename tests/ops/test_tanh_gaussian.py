@@ -461,7 +461,7 @@ class TestBadInput:
             (
                 {"generator": torch.zeros(2)},
                 TypeError,
-                "generator: expected a state of dtype int64, got Float",
+                "generator: expected dtype int64 of a state, got Float",
             ),
             (
                 {"generator": torch.zeros(3, dtype=torch.int64)},

@@ -1,0 +1,36 @@
+"""What the ops share to be ops of torch: schemas, plain kernels, and the errors that LibTorch's stable ABI lacks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+
+LIBRARY = torch.library.Library("sacfast", "FRAGMENT")
+"""The ops' schemas and the kernels that are written in Python."""
+
+_DTYPE = re.compile(r": expected dtype |: expected a tensor, got None")
+
+
+def define(schema: str, *tags: torch.Tag) -> OpOverload[..., Any]:
+    """Define an op, whose kernels are in the native libraries, and return it."""
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
+    op: OpOverload[..., Any] = getattr(torch.ops.sacfast, schema.partition("(")[0]).default
+    return op
+
+
+def define_plain(schema: str, function: Callable[..., Any]) -> None:
+    """Define an op that `function`, of torch's own operations, carries out on any device and under any transform."""
+    LIBRARY.define(schema)
+    LIBRARY.impl(schema.partition("(")[0], function, "CompositeImplicitAutograd")
+
+
+def refusal(error: ValueError) -> Exception:
+    """Return the error that a call raises for one of a native op: TypeError for a dtype.
+
+    What a kernel on the stable ABI throws can become a ValueError in Python, and no TypeError.
+    """
+    return TypeError(str(error)) if _DTYPE.search(str(error)) else error

@@ -1,0 +1,86 @@
+"""The ops with autograd in Python, for a torch that no library in C++ was built for: in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sacfast import _ext
+
+ROOT = Path(__file__).parents[1]
+
+# All that the kernels alone decide is left out: the law of the noise, instruction sets, formulas.
+SUITE = """
+import sys
+import pytest
+from sacfast import _ext
+assert _ext.info()["autograd"] == "Python"
+skipped = ("TestLaw", "TestBits", "TestCpuLevels", "TestWhereItIsDrawn", "uncorrelated")
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", " and ".join(f"not {s}" for s in skipped), "tests/ops"]))
+"""
+
+RESULTS = """
+import hashlib
+import torch
+from sacfast import _ext, ops
+
+torch.set_num_threads(1)
+torch.manual_seed(3)
+mean = torch.linspace(-3, 3, 102).view(6, 17).requires_grad_()
+log_std = torch.linspace(-5, 1, 17).requires_grad_()
+scale = torch.linspace(0.5, 2, 17)
+results = []
+for generator in (None, torch.Generator().manual_seed(2**64 - 3), ops.philox_state(4)):
+    for _ in range(2):
+        out = ops.tanh_gaussian_rsample(
+            mean, log_std, None, generator, log_std_bounding="tanh", log_std_bounds=(-5, 2), action_scale=scale
+        )
+        results += [*out, *torch.autograd.grad(sum(each.square().sum() for each in out), (mean, log_std))]
+results.append(torch.rand(3))
+log_prob = ops.tanh_gaussian_log_prob(results[0].detach().clamp(-1, 1), mean, log_std)
+results += [log_prob, *torch.autograd.grad(log_prob.sum(), (mean, log_std))]
+columns = [mean.detach()[:, i].contiguous().requires_grad_(i > 1) for i in range(5)]
+alpha = torch.tensor([0.2], requires_grad=True)
+target = ops.twin_q_target(columns[0], columns[1] > 0.5, *columns[2:], alpha, 0.99)
+results += [target, *torch.autograd.grad(target.square().sum(), (*columns[2:], alpha))]
+average = mean.detach().clone()
+version = average._version
+ops.polyak_update_(average, results[0].detach(), 0.3)
+results += [average, torch.tensor(average._version - version)]
+with torch.autocast("cpu", torch.bfloat16):
+    results.append(ops.tanh_gaussian_log_prob(*(each.detach().bfloat16() for each in (mean, mean, log_std))))
+for each in results:
+    print(each.dtype, tuple(each.shape), hashlib.sha256(each.detach().numpy().tobytes()).hexdigest())
+print(_ext.info()["autograd"])
+"""
+
+
+def start(script: str, autograd: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SACFAST_AUTOGRAD": autograd}
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_the_ops_pass_their_tests() -> None:
+    process = start(SUITE, "python")
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    assert " failed" not in output
+
+
+@pytest.mark.skipif(_ext.autograd_library() is None, reason="no library of autograd in C++ was built for this torch")
+def test_results_are_the_same_bits() -> None:
+    processes = [start(RESULTS, autograd) for autograd in ("", "python")]
+    in_cpp, in_python = (process.communicate(timeout=120)[0].splitlines() for process in processes)
+    assert in_cpp.pop() == "C++"
+    assert in_python.pop() == "Python"
+    assert in_cpp == in_python
+    assert len(in_cpp) == 36

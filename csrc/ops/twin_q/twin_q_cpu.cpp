@@ -36,8 +36,8 @@ void fill_if_one_number(const Strided<T>& view, double value, T* scratch) {
 
 template <class T>
 void fill_coefficients(const TwinQParams<T>& p, Scratch<T>& scratch) {
-  fill_if_one_number(p.alpha, p.alpha_value, scratch.alpha);
-  fill_if_one_number(p.gamma, p.gamma_value, scratch.gamma);
+  fill_if_one_number(p.sample.alpha, p.sample.alpha_value, scratch.alpha);
+  fill_if_one_number(p.sample.gamma, p.sample.gamma_value, scratch.gamma);
 }
 
 template <class Scalar, class T>
@@ -47,14 +47,15 @@ const Scalar* column_tile(const Strided<T>& view, std::int64_t first, std::int64
 
 template <class T>
 Tile<T> load_tile(const TwinQParams<T>& p, std::int64_t first, std::int64_t count, Scratch<T>& scratch) {
-  return {p.reward.data != nullptr ? column_tile(p.reward, first, count, scratch.reward) : nullptr,
-          p.terminated_mask.data != nullptr ? column_tile(p.terminated_mask, first, count, scratch.terminated)
-                                            : column_tile(p.terminated, first, count, scratch.terminated),
+  return {p.sample.reward.data != nullptr ? column_tile(p.sample.reward, first, count, scratch.reward) : nullptr,
+          p.sample.terminated_mask.data != nullptr
+              ? column_tile(p.sample.terminated_mask, first, count, scratch.terminated)
+              : column_tile(p.sample.terminated, first, count, scratch.terminated),
           column_tile(p.next_q1, first, count, scratch.q1),
           column_tile(p.next_q2, first, count, scratch.q2),
-          column_tile(p.next_log_prob, first, count, scratch.log_prob),
-          is_one_number(p.alpha) ? scratch.alpha : column_tile(p.alpha, first, count, scratch.alpha),
-          is_one_number(p.gamma) ? scratch.gamma : column_tile(p.gamma, first, count, scratch.gamma)};
+          column_tile(p.sample.next_log_prob, first, count, scratch.log_prob),
+          is_one_number(p.sample.alpha) ? scratch.alpha : column_tile(p.sample.alpha, first, count, scratch.alpha),
+          is_one_number(p.sample.gamma) ? scratch.gamma : column_tile(p.sample.gamma, first, count, scratch.gamma)};
 }
 
 template <class T>

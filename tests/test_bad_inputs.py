@@ -41,6 +41,7 @@ HERE = "test_bad_inputs.py::"
 RSAMPLE, TWIN_Q = "ops/test_tanh_gaussian.py::", "ops/test_twin_q.py::"
 POLYAK, NOISE = "ops/test_polyak.py::", "ops/test_noise.py::"
 CATEGORICAL, QUANTILE = "ops/test_categorical.py::", "ops/test_quantile.py::"
+ADAM = "ops/test_adam_polyak.py::"
 TRANSFORMS = "ops/test_transforms.py::"
 STATE, THREADS = "test_fused_state.py::", "test_fused_threads.py::"
 FUSED, REFERENCE, REPLAY = "test_fused.py::", "test_reference.py::", "test_replay.py::"
@@ -59,6 +60,7 @@ TABLE: dict[str, dict[str, list[str]]] = {
             QUANTILE + "TestBadInput::test_message_names_the_argument",
             CATEGORICAL + "TestBadInput::test_message_of_the_loss",
             QUANTILE + "TestBadInput::test_message_of_the_loss",
+            ADAM + "TestBadInput::test_message_names_the_argument",
         ],
         "learner": [
             HERE + "test_a_batch_that_does_not_fit_is_refused",
@@ -79,6 +81,8 @@ TABLE: dict[str, dict[str, list[str]]] = {
             POLYAK + "TestSharedMemory::test_expanded_target",
             CATEGORICAL + "TestLayouts::test_views_equal_their_copies",
             QUANTILE + "TestTruncatedTarget::test_layouts",
+            ADAM + "TestLayouts::test_any_layout_of_any_list",
+            ADAM + "TestLayouts::test_an_expanded_tensor_is_not_written_to",
         ],
         "learner": [
             HERE + "test_a_batch_of_views_is_that_of_their_copies",
@@ -101,6 +105,7 @@ TABLE: dict[str, dict[str, list[str]]] = {
             CATEGORICAL + "TestCrossEntropy::test_loss_and_gradient",
             QUANTILE + "TestTruncatedTarget::test_all_sizes_and_coefficients",
             QUANTILE + "TestHuber::test_loss_and_gradient",
+            ADAM + "TestFormula::test_lists_of_odd_sizes",
         ],
         "learner": [HERE + "test_a_batch_that_does_not_fit_is_refused", STATE + "test_no_updates_change_nothing"],
         "replay": [REPLAY + "test_adding_nothing_changes_nothing", REPLAY + "test_the_batch_size_is_checked"],
@@ -127,6 +132,7 @@ TABLE: dict[str, dict[str, list[str]]] = {
             QUANTILE + "TestBadInput::test_message_names_the_argument",
             CATEGORICAL + "TestBadInput::test_message_of_the_loss",
             QUANTILE + "TestBadInput::test_message_of_the_loss",
+            ADAM + "TestBadInput::test_message_names_the_argument",
         ],
         "learner": [
             HERE + "test_a_batch_that_does_not_fit_is_refused",
@@ -180,6 +186,7 @@ TABLE: dict[str, dict[str, list[str]]] = {
             CATEGORICAL + "TestCrossEntropy::test_nan_reaches_its_row_only",
             QUANTILE + "TestTruncatedTarget::test_a_nan_makes_its_whole_row_nan_and_no_other",
             QUANTILE + "TestHuber::test_nan_and_infinity_are_those_of_float64",
+            ADAM + "TestFormula::test_nan_and_infinity_are_those_of_plain_torch",
         ],
         "learner": [STATE + "test_a_batch_that_is_not_finite", HERE + "test_the_reference_takes_on_no_bad_number"],
         "trainer": [
@@ -207,6 +214,8 @@ TABLE: dict[str, dict[str, list[str]]] = {
             QUANTILE + "TestBadInput::test_gradients_and_tangents_are_refused",
             CATEGORICAL + "TestBadInput::test_a_target_that_requires_grad_is_refused",
             QUANTILE + "TestBadInput::test_a_target_that_requires_grad_is_refused",
+            ADAM + "TestAutograd::test_leaves_that_require_grad",
+            ADAM + "TestAutograd::test_results_that_autograd_records_are_refused",
         ],
         "learner": [
             HERE + "test_a_batch_that_does_not_fit_is_refused",
@@ -220,6 +229,8 @@ TABLE: dict[str, dict[str, list[str]]] = {
             TRANSFORMS + "TestDerivatives::test_shapes_are_checked_with_tangents_too",
             TRANSFORMS + "TestVmap::test_shapes_never_broadcast_in_the_target",
             TRANSFORMS + "TestPolyak::test_shapes_that_do_not_fit_are_refused",
+            ADAM + "TestAutograd::test_tangents_are_refused",
+            ADAM + "TestPyTorchCitizen::test_one_place_for_all_calls_of_vmap_is_refused",
         ],
     },
     "output that aliases an input": {
@@ -240,6 +251,7 @@ TABLE: dict[str, dict[str, list[str]]] = {
         "ops": [
             POLYAK + "TestSharedMemory::test_overlaps_are_refused_before_anything_changes",
             POLYAK + "TestSharedMemory::test_one_array_wrapped_twice",
+            ADAM + "TestLayouts::test_shared_memory_is_refused_before_anything_changes",
         ],
         "learner": [HERE + "test_targets_never_share_storage", HERE + "test_a_state_whose_tensors_are_one"],
     },
@@ -250,6 +262,7 @@ TABLE: dict[str, dict[str, list[str]]] = {
             POLYAK + "TestAutograd::test_edit_between_forward_and_backward_is_noticed",
             CATEGORICAL + "TestCrossEntropy::test_edit_between_forward_and_backward_is_noticed",
             QUANTILE + "TestHuber::test_edit_between_forward_and_backward_is_noticed",
+            ADAM + "TestAutograd::test_autograd_notices_the_edit",
         ],
     },
     "autocast, inference_mode, compile, graph capture": {
@@ -271,6 +284,9 @@ TABLE: dict[str, dict[str, list[str]]] = {
             QUANTILE + "TestPyTorchCitizen::test_inference_mode",
             CATEGORICAL + "TestPyTorchCitizen::test_compile_without_graph_breaks",
             QUANTILE + "TestPyTorchCitizen::test_compile_without_graph_breaks",
+            ADAM + "TestPyTorchCitizen::test_inference_tensors",
+            ADAM + "TestPyTorchCitizen::test_compile_without_graph_breaks",
+            ADAM + "TestPyTorchCitizen::test_cuda_graph",
         ],
         "learner": [
             HERE + "test_the_callers_mode_does_not_reach_into_an_update",
@@ -412,6 +428,7 @@ OPS: dict[str, tuple[int, Callable[..., Any]]] = {
     "log_prob": (3, ops.tanh_gaussian_log_prob),
     "twin_q_target": (7, lambda *tensors: ops.twin_q_target(*(tensor[:, 0] for tensor in tensors))),
     "polyak_update_": (2, lambda target, online: ops.polyak_update_(target, online, 0.5)),
+    "adam_polyak_": (5, lambda *tensors: ops.adam_polyak_(*([tensor] for tensor in tensors), step=1, lr=0.1)),
     "categorical_target": (
         7,
         lambda reward, done, logits1, logits2, *columns: ops.categorical_target(

@@ -108,3 +108,14 @@ def test_the_losses_of_distributions_run_as_they_are_written() -> None:
         exec(block, names)
         names["loss"].backward()
         assert bool((names[name].grad != 0).any())
+
+
+def test_the_step_runs_as_it_is_written() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "uses.md").read_text(), flags=re.DOTALL)
+    (block,) = (block for block in blocks if "ops.adam_polyak_" in block)
+    critic, target_critic = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)
+    critic(torch.ones(2, 3)).sum().backward()
+    before = [critic.weight.detach().clone(), target_critic.weight.detach().clone()]
+    exec(block, {"torch": torch, "ops": ops, "critic": critic, "target_critic": target_critic})
+    torch.testing.assert_close(critic.weight.detach(), before[0] - 3e-4, rtol=0, atol=1e-6)
+    assert not torch.equal(target_critic.weight, before[1])

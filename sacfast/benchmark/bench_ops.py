@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sacfast import ops
 from sacfast.benchmark.harness import Contender, Rounds, Settings
+from sacfast.ops.adam_polyak import adam_polyak_reference_
 from sacfast.ops.categorical import categorical_cross_entropy_reference, categorical_target_reference
 from sacfast.ops.polyak import polyak_update_reference_
 from sacfast.ops.quantile import quantile_huber_loss_reference, truncated_quantile_target_reference
@@ -183,6 +184,32 @@ def polyak(shapes: Sequence[tuple[int, ...]], size: str, device: str, memory_bou
     return Case("polyak_update_", size, contenders, moved)
 
 
+def adam_polyak(shapes: Sequence[tuple[int, ...]], size: str, device: str, memory_bound: bool = False) -> Case:
+    """A step of Adam and the averages of the parameters that it makes, one tensor each for a weight or bias."""
+    params, grads, targets = ([_normal(*shape, device=device) for shape in shapes] for _ in range(3))
+    exp_avgs, exp_avg_sqs = ([torch.zeros_like(param) for param in params] for _ in range(2))
+    lists = params, grads, exp_avgs, exp_avg_sqs, targets
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad
+    optimisers = {
+        "Adam, _foreach_lerp_": torch.optim.Adam(params, lr=3e-4, foreach=True),
+        "fused Adam, _foreach_lerp_": torch.optim.Adam(params, lr=3e-4, fused=True),
+    }
+
+    def step_and_average(optimiser: torch.optim.Optimizer) -> None:
+        optimiser.step()
+        torch._foreach_lerp_(targets, params, TAU)
+
+    contenders: dict[str, Contender] = {
+        FUSED: lambda: ops.adam_polyak_(*lists, step=1000, lr=3e-4, tau=TAU),
+        "plain torch": lambda: adam_polyak_reference_(*lists, step=1000, lr=3e-4, tau=TAU),
+        **{name: partial(step_and_average, optimiser) for name, optimiser in optimisers.items()},
+    }
+    # Four tensors are read and written, the gradient is read.
+    moved = 9 * sum(param.nbytes for param in params) if memory_bound else None
+    return Case("adam_polyak_", size, contenders, moved)
+
+
 def _large_rsample(device: str) -> Case:
     return rsample_forward(_large(device) // 16, 17, device, memory_bound=True)
 
@@ -194,6 +221,11 @@ def _large_twin_q_target(device: str) -> Case:
 def _large_polyak(device: str) -> Case:
     shapes = [(_large(device) // 4,)] * 4
     return polyak(shapes, f"4 x [{_large(device) // 4}]", device, memory_bound=True)
+
+
+def _large_adam_polyak(device: str) -> Case:
+    shapes = [(_large(device) // 16,)] * 4
+    return adam_polyak(shapes, f"4 x [{_large(device) // 16}]", device, memory_bound=True)
 
 
 def _large_categorical_target(device: str) -> Case:
@@ -221,9 +253,11 @@ CASES: dict[str, Callable[[str], Case]] = {
     "cross_entropy_256x101": partial(cross_entropy, 256, 101),
     "quantile_huber_256x5x25": partial(quantile_huber, 256, 5, 25),
     "truncated_target_256x5x25": partial(truncated_quantile_target, 256, 5, 25),
+    "adam_polyak_twin_critics": partial(adam_polyak, 2 * CRITIC_SHAPES, "twin critics, 12 tensors"),
     "rsample_large": _large_rsample,
     "twin_q_large": _large_twin_q_target,
     "polyak_large": _large_polyak,
+    "adam_polyak_large": _large_adam_polyak,
     "categorical_target_large": _large_categorical_target,
     "cross_entropy_large": _large_cross_entropy,
     "truncated_target_large": _large_truncated_quantile_target,

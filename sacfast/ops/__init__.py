@@ -5,6 +5,7 @@ the baseline of the benchmarks.
 """
 
 from sacfast import _ext
+from sacfast.ops.adam_polyak import adam_polyak_
 from sacfast.ops.categorical import categorical_cross_entropy, categorical_target
 from sacfast.ops.polyak import polyak_update_
 from sacfast.ops.quantile import quantile_huber_loss, truncated_quantile_target
@@ -15,6 +16,7 @@ if _ext.autograd_library() is None:
     from sacfast.ops import _autograd  # noqa: F401
 
 __all__ = [
+    "adam_polyak_",
     "categorical_cross_entropy",
     "categorical_target",
     "philox_state",

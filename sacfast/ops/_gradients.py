@@ -1,4 +1,4 @@
-"""Autograd in Python for ops of two kinds: losses whose kernel makes the slope too, and targets without gradients.
+"""Autograd in Python: losses whose kernel makes the slope too, targets without gradients, and steps in place.
 
 The kernels are registered for the dispatcher's Autograd key, so that torch.compile and torch.func see one op.
 """
@@ -77,11 +77,29 @@ def refuse_gradients(op: Op) -> None:
             if isinstance(argument, Tensor):
                 if torch.is_grad_enabled():
                     _check_no_grad(argument_name, argument)
-                if _has_tangent(argument):
+                _check_no_tangent(argument_name, argument)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+
+    LIBRARY.impl(op._opname, kernel, "Autograd", with_keyset=True)
+
+
+def record_nothing(op: Op) -> None:
+    """Make an op on lists of tensors work as an optimiser's step does: leaves may require grad, nothing is recorded."""
+    written = {
+        argument.name: argument.alias_info is not None and argument.alias_info.is_write
+        for argument in op._schema.arguments
+    }
+
+    def kernel(keyset: Any, *arguments: Any) -> Any:
+        for (name, is_written), argument in zip(written.items(), arguments, strict=True):
+            for i, tensor in enumerate(argument if isinstance(argument, list | tuple) else []):
+                if is_written and torch.is_grad_enabled() and tensor.requires_grad and not tensor.is_leaf:
                     raise ValueError(
-                        f"{argument_name}: expected a tensor without a tangent, because no gradient flows through it "
-                        "(detach it), got one with a tangent"
+                        f"{name}[{i}]: expected a leaf tensor, because no gradient flows through the step, got the "
+                        "result of an operation that autograd records"
                     )
+                _check_no_tangent(f"{name}[{i}]", tensor)
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
@@ -114,6 +132,14 @@ def _check_no_grad(name: str, tensor: Tensor) -> None:
         raise ValueError(
             f"{name}: expected a tensor without requires_grad, because no gradient flows through it (detach it), got "
             "one that requires grad"
+        )
+
+
+def _check_no_tangent(name: str, tensor: Tensor) -> None:
+    if _has_tangent(tensor):
+        raise ValueError(
+            f"{name}: expected a tensor without a tangent, because no gradient flows through it (detach it), got one "
+            "with a tangent"
         )
 
 

@@ -23,6 +23,7 @@ COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 SOURCES = {
     "test_core": (),
     "test_panels": (),
+    "test_ops": ("ops/categorical/categorical_cpu.cpp", "ops/quantile/quantile_cpu.cpp"),
     "test_update": ("update/engine_cpu.cpp", "core/thread_team.cpp", "core/cpu_level.cpp"),
     "test_kernels": ("update/engine_cpu.cpp", "core/thread_team.cpp", "core/cpu_level.cpp"),
 }
@@ -95,7 +96,9 @@ def main() -> int:
     engine = (("address", ADDRESS_OF_ENGINE), ("thread", THREAD))
     cases = [("test_update", level, *each) for level in chosen for each in engine]
     cases += [("test_kernels", "baseline", "address", ADDRESS_OF_ENGINE)]
-    cases += [(test, level, "address", ADDRESS) for test in ("test_core", "test_panels") for level in chosen]
+    cases += [
+        (test, level, "address", ADDRESS) for test in ("test_core", "test_panels", "test_ops") for level in chosen
+    ]
     clean = True
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # the longest first
         for case_is_clean, line in pool.map(sanitized, cases):

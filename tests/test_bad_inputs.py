@@ -42,6 +42,8 @@ ROOT = Path(__file__).resolve().parents[1]
 HERE = "test_bad_inputs.py::"
 RSAMPLE, TWIN_Q = "ops/test_tanh_gaussian.py::", "ops/test_twin_q.py::"
 POLYAK, NOISE = "ops/test_polyak.py::", "ops/test_noise.py::"
+CATEGORICAL, QUANTILE = "ops/test_categorical.py::", "ops/test_quantile.py::"
+ADAM = "ops/test_adam_polyak.py::"
 TRANSFORMS = "ops/test_transforms.py::"
 STATE, THREADS = "test_fused_state.py::", "test_fused_threads.py::"
 FUSED, REFERENCE, REPLAY = "test_fused.py::", "test_reference.py::", "test_replay.py::"
@@ -57,6 +59,11 @@ TABLE: dict[str, dict[str, list[str]]] = {
             RSAMPLE + "TestBadInput::test_message_names_the_argument",
             TWIN_Q + "TestBadInput::test_message_names_the_argument",
             POLYAK + "TestBadInput::test_message_names_the_argument",
+            CATEGORICAL + "TestBadInput::test_message_names_the_argument",
+            QUANTILE + "TestBadInput::test_message_names_the_argument",
+            CATEGORICAL + "TestBadInput::test_message_of_the_loss",
+            QUANTILE + "TestBadInput::test_message_of_the_loss",
+            ADAM + "TestBadInput::test_message_names_the_argument",
         ],
         "learner": [
             HERE + "test_a_batch_that_does_not_fit_is_refused",
@@ -75,6 +82,10 @@ TABLE: dict[str, dict[str, list[str]]] = {
             TWIN_Q + "TestLayouts::test_views_equal_their_copies",
             POLYAK + "TestLayouts::test_layouts",
             POLYAK + "TestSharedMemory::test_expanded_target",
+            CATEGORICAL + "TestLayouts::test_views_equal_their_copies",
+            QUANTILE + "TestTruncatedTarget::test_layouts",
+            ADAM + "TestLayouts::test_any_layout_of_any_list",
+            ADAM + "TestLayouts::test_an_expanded_tensor_is_not_written_to",
         ],
         "learner": [
             HERE + "test_a_batch_of_views_is_that_of_their_copies",
@@ -93,6 +104,11 @@ TABLE: dict[str, dict[str, list[str]]] = {
             HERE + "test_log_prob_of_nothing",
             TWIN_Q + "TestAgainstFloat64::test_all_sizes_and_coefficients",
             POLYAK + "TestLists::test_all_empty",
+            CATEGORICAL + "TestTargetAgainstFloat64::test_all_sizes_and_coefficients",
+            CATEGORICAL + "TestCrossEntropy::test_loss_and_gradient",
+            QUANTILE + "TestTruncatedTarget::test_all_sizes_and_coefficients",
+            QUANTILE + "TestHuber::test_loss_and_gradient",
+            ADAM + "TestFormula::test_lists_of_odd_sizes",
         ],
         "learner": [HERE + "test_a_batch_that_does_not_fit_is_refused", STATE + "test_no_updates_change_nothing"],
         "replay": [REPLAY + "test_adding_nothing_changes_nothing", REPLAY + "test_the_batch_size_is_checked"],
@@ -115,6 +131,11 @@ TABLE: dict[str, dict[str, list[str]]] = {
             RSAMPLE + "TestBadInput::test_log_prob",
             TWIN_Q + "TestBadInput::test_mixing_b_and_b_1",
             POLYAK + "TestBadInput::test_message_names_the_argument",
+            CATEGORICAL + "TestBadInput::test_message_names_the_argument",
+            QUANTILE + "TestBadInput::test_message_names_the_argument",
+            CATEGORICAL + "TestBadInput::test_message_of_the_loss",
+            QUANTILE + "TestBadInput::test_message_of_the_loss",
+            ADAM + "TestBadInput::test_message_names_the_argument",
         ],
         "learner": [
             HERE + "test_a_batch_that_does_not_fit_is_refused",
@@ -167,6 +188,12 @@ TABLE: dict[str, dict[str, list[str]]] = {
             TWIN_Q + "TestNotFinite::test_nan_in_any_input_reaches_its_sample_only",
             TWIN_Q + "TestNotFinite::test_nan_is_not_hidden_by_the_other_critic",
             POLYAK + "TestFormula::test_nan_and_infinity_propagate",
+            CATEGORICAL + "TestTargetEdges::test_a_nan_makes_its_whole_row_nan_and_no_other",
+            CATEGORICAL + "TestTargetEdges::test_all_mass_at_an_end",
+            CATEGORICAL + "TestCrossEntropy::test_nan_reaches_its_row_only",
+            QUANTILE + "TestTruncatedTarget::test_a_nan_makes_its_whole_row_nan_and_no_other",
+            QUANTILE + "TestHuber::test_nan_and_infinity_are_those_of_float64",
+            ADAM + "TestFormula::test_nan_and_infinity_are_those_of_plain_torch",
         ],
         "learner": [STATE + "test_a_batch_that_is_not_finite", HERE + "test_the_reference_takes_on_no_bad_number"],
         "replay": [REPLAY + "test_values_from_the_host_that_no_transition_has_are_refused"],
@@ -191,6 +218,12 @@ TABLE: dict[str, dict[str, list[str]]] = {
             RSAMPLE + "TestBadInput::test_message_names_the_argument",
             POLYAK + "TestAutograd::test_leaves_that_require_grad",
             POLYAK + "TestAutograd::test_target_that_autograd_records_is_refused",
+            CATEGORICAL + "TestBadInput::test_gradients_and_tangents_are_refused",
+            QUANTILE + "TestBadInput::test_gradients_and_tangents_are_refused",
+            CATEGORICAL + "TestBadInput::test_a_target_that_requires_grad_is_refused",
+            QUANTILE + "TestBadInput::test_a_target_that_requires_grad_is_refused",
+            ADAM + "TestAutograd::test_leaves_that_require_grad",
+            ADAM + "TestAutograd::test_results_that_autograd_records_are_refused",
         ],
         "learner": [
             HERE + "test_a_batch_that_does_not_fit_is_refused",
@@ -204,6 +237,8 @@ TABLE: dict[str, dict[str, list[str]]] = {
             TRANSFORMS + "TestDerivatives::test_shapes_are_checked_with_tangents_too",
             TRANSFORMS + "TestVmap::test_shapes_never_broadcast_in_the_target",
             TRANSFORMS + "TestPolyak::test_shapes_that_do_not_fit_are_refused",
+            ADAM + "TestAutograd::test_tangents_are_refused",
+            ADAM + "TestPyTorchCitizen::test_one_place_for_all_calls_of_vmap_is_refused",
         ],
     },
     "output that aliases an input": {
@@ -228,6 +263,7 @@ TABLE: dict[str, dict[str, list[str]]] = {
         "ops": [
             POLYAK + "TestSharedMemory::test_overlaps_are_refused_before_anything_changes",
             POLYAK + "TestSharedMemory::test_one_array_wrapped_twice",
+            ADAM + "TestLayouts::test_shared_memory_is_refused_before_anything_changes",
         ],
         "learner": [HERE + "test_targets_never_share_storage", HERE + "test_a_state_whose_tensors_are_one"],
     },
@@ -236,6 +272,9 @@ TABLE: dict[str, dict[str, list[str]]] = {
             HERE + "test_any_edit_of_what_a_gradient_needs_is_noticed",
             HERE + "test_an_edit_of_what_no_gradient_needs_changes_nothing",
             POLYAK + "TestAutograd::test_edit_between_forward_and_backward_is_noticed",
+            CATEGORICAL + "TestCrossEntropy::test_edit_between_forward_and_backward_is_noticed",
+            QUANTILE + "TestHuber::test_edit_between_forward_and_backward_is_noticed",
+            ADAM + "TestAutograd::test_autograd_notices_the_edit",
         ],
     },
     "autocast, inference_mode, compile, graph capture": {
@@ -251,6 +290,15 @@ TABLE: dict[str, dict[str, list[str]]] = {
             POLYAK + "TestPyTorchCitizen::test_inference_mode",
             POLYAK + "TestPyTorchCitizen::test_compile_without_graph_breaks",
             POLYAK + "TestPyTorchCitizen::test_cuda_graph",
+            CATEGORICAL + "TestPyTorchCitizen::test_autocast_computes_in_float32",
+            QUANTILE + "TestPyTorchCitizen::test_autocast_computes_in_float32",
+            CATEGORICAL + "TestPyTorchCitizen::test_inference_mode",
+            QUANTILE + "TestPyTorchCitizen::test_inference_mode",
+            CATEGORICAL + "TestPyTorchCitizen::test_compile_without_graph_breaks",
+            QUANTILE + "TestPyTorchCitizen::test_compile_without_graph_breaks",
+            ADAM + "TestPyTorchCitizen::test_inference_tensors",
+            ADAM + "TestPyTorchCitizen::test_compile_without_graph_breaks",
+            ADAM + "TestPyTorchCitizen::test_cuda_graph",
         ],
         "learner": [
             HERE + "test_the_callers_mode_does_not_reach_into_an_update",
@@ -417,7 +465,23 @@ OPS: dict[str, tuple[int, Callable[..., Any]]] = {
     "log_prob": (3, ops.tanh_gaussian_log_prob),
     "twin_q_target": (7, lambda *tensors: ops.twin_q_target(*(tensor[:, 0] for tensor in tensors))),
     "polyak_update_": (2, lambda target, online: ops.polyak_update_(target, online, 0.5)),
+    "adam_polyak_": (5, lambda *tensors: ops.adam_polyak_(*([tensor] for tensor in tensors), step=1, lr=0.1)),
+    "categorical_target": (
+        7,
+        lambda reward, done, logits1, logits2, *columns: ops.categorical_target(
+            reward[:, 0], done[:, 0], logits1, logits2, *(column[:, 0] for column in columns), -1.0, 1.0
+        ),
+    ),
+    "categorical_cross_entropy": (2, ops.categorical_cross_entropy),
+    "quantile_huber_loss": (2, ops.quantile_huber_loss),
+    "truncated_quantile_target": (
+        4,
+        lambda reward, done, quantiles, log_prob: ops.truncated_quantile_target(
+            reward[:, 0], done[:, 0], quantiles[:, None], log_prob[:, 0], 1, 0.2, 0.9
+        ),
+    ),
 }
+TAKES_A_MASK = [OPS[name][1] for name in ("twin_q_target", "categorical_target", "truncated_quantile_target")]
 every_op = pytest.mark.parametrize(("count", "op"), OPS.values(), ids=OPS.keys())
 
 
@@ -433,7 +497,7 @@ def test_ops_refuse_a_dtype(count: int, op: Callable[..., Any], dtype: torch.dty
     for position in range(1, count):
         tensors = [torch.zeros(4, 3) for _ in range(count)]
         tensors[position] = tensors[position].to(dtype)
-        if op is OPS["twin_q_target"][1] and position == 1 and dtype == torch.bool:
+        if op in TAKES_A_MASK and position == 1 and dtype == torch.bool:
             op(*tensors)  # `terminated` may be a mask
             continue
         with pytest.raises(TypeError, match=r"expected dtype .*like"):
@@ -522,8 +586,8 @@ def test_results_share_memory_with_nothing() -> None:
         results += torch.autograd.grad(sum(each.sum() for each in results), [mean, log_std, *columns[2:]])
         if rows:
             assert len({each.untyped_storage().data_ptr() for each in (*inputs, *results)}) == len(inputs + results)
-        with pytest.raises(TypeError, match="out"):
-            ops.twin_q_target(*columns, alpha=0.2, gamma=0.9, out=columns[0])  # type: ignore[call-arg]
+            with torch.no_grad(), pytest.raises(ValueError, match="out: expected memory that no input shares"):
+                ops.twin_q_target(*columns, alpha=0.2, gamma=0.9, out=columns[0])
 
 
 def rsample_for_edits(mean: Tensor, log_std: Tensor, noise: Tensor, scale: Tensor) -> Tensor:

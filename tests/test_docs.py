@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
 from sacfast import SAC, ReplayBuffer, ops
 from sacfast.config import SACConfig, TrainConfig
@@ -91,3 +92,30 @@ def test_figures_are_those_of_the_files(site: Path) -> None:
     for words in ("one SAC update", "of the peak", "polyak_update_", "EnvPool alone", "pendulum", "commit"):
         assert words in text
     assert "<!--" not in (site / "performance.html").read_text().split("<article")[1]
+
+
+def test_the_losses_of_distributions_run_as_they_are_written() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "uses.md").read_text(), flags=re.DOTALL)
+    losses = [block for block in blocks if "\nloss = " in block]
+    assert len(losses) == 2
+    column = torch.linspace(-1, 1, 6)
+    names = {"torch": torch, "ops": ops, "alpha": 0.2, "gamma": 0.99, "terminated": column > 0.5}
+    names |= {"reward": column, "next_log_prob": column}
+    names |= {name: torch.randn(6, 11) for name in ("next_logits1", "next_logits2")}
+    names |= {"next_quantiles": torch.randn(6, 3, 5)}
+    for block, name, shape in zip(losses, ("logits", "quantiles"), ((6, 11), (6, 3, 5)), strict=True):
+        names[name] = torch.randn(shape).requires_grad_()
+        exec(block, names)
+        names["loss"].backward()
+        assert bool((names[name].grad != 0).any())
+
+
+def test_the_step_runs_as_it_is_written() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "uses.md").read_text(), flags=re.DOTALL)
+    (block,) = (block for block in blocks if "ops.adam_polyak_" in block)
+    critic, target_critic = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)
+    critic(torch.ones(2, 3)).sum().backward()
+    before = [critic.weight.detach().clone(), target_critic.weight.detach().clone()]
+    exec(block, {"torch": torch, "ops": ops, "critic": critic, "target_critic": target_critic})
+    torch.testing.assert_close(critic.weight.detach(), before[0] - 3e-4, rtol=0, atol=1e-6)
+    assert not torch.equal(target_critic.weight, before[1])

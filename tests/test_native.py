@@ -34,6 +34,11 @@ def test_the_gpu_s_kernels_on_the_host(tmp_path: Path) -> None:
     run(build("test_kernels", "baseline", tmp_path, "-O1"))
 
 
+def test_the_gpu_s_kernels_of_the_ops_on_the_host(tmp_path: Path) -> None:
+    """They return what the CPU's kernels return, in float64, which is scalar at every level."""
+    run(build("test_ops", "baseline", tmp_path, "-O1"))
+
+
 def test_sanitizers_find_nothing_in_the_core(tmp_path: Path) -> None:
     """The others take minutes to compile for sanitizers: `make sanitize` runs them all."""
     run(build("test_core", _ext.info()["cpu_level"], tmp_path, *ADDRESS), *THIN["test_core"])

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "block.h"
+
 namespace sacfast::cuda {
 
 constexpr int kThreads = 256;
@@ -34,5 +36,18 @@ inline cudaStream_t as_stream(void* stream) { return static_cast<cudaStream_t>(s
 
 // Called right after a launch; the bindings turn the code into an exception that names the op.
 inline int launch_status() { return static_cast<int>(cudaGetLastError()); }
+
+template <class Body>
+__global__ void __launch_bounds__(SACFAST_ISA::kBlockThreads) block_kernel(const Body body, std::int64_t blocks) {
+  __shared__ typename Body::Shared shared;
+  for (std::int64_t i = blockIdx.x; i < blocks; i += gridDim.x) body(SACFAST_ISA::Block{i, 0}, shared);
+}
+
+// Runs a body of phases (core/block.h) for `blocks` blocks.
+template <class Body>
+int launch_blocks(const Body& body, std::int64_t blocks, void* stream) {
+  block_kernel<<<grid_size(blocks), SACFAST_ISA::kBlockThreads, 0, as_stream(stream)>>>(body, blocks);
+  return launch_status();
+}
 
 }  // namespace sacfast::cuda

@@ -83,9 +83,35 @@ SACFAST_HD void store(typename LanesOf<V>::Scalar* to, V value) {
   __builtin_memcpy(to, &value, sizeof(V));
 }
 
-// The first `count` lanes only, at the ragged end of an array; the other lanes are zero.
+// All bits set in the first `count` lanes.
+template <int kLanes>
+SACFAST_HD Vec<std::int32_t, kLanes> first_lanes(std::int64_t count) {
+  Vec<std::int32_t, kLanes> lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  return lane < static_cast<std::int32_t>(count);
+}
+
+// The first `count` lanes of a vector, the others filled with another value.
+template <class V>
+SACFAST_HD V fill_from(std::int64_t count, V value, V filling) {
+  if constexpr (LanesOf<V>::count == 1) {
+    return count > 0 ? value : filling;
+  } else {
+    return first_lanes<LanesOf<V>::count>(count) ? value : filling;
+  }
+}
+
+// The first `count` lanes only, at the ragged end of an array; the other lanes are zero. Copying a number of bytes that
+// the compiler does not know is a call, so AVX loads and stores by a mask.
 template <class V>
 SACFAST_HD V load_partial(const typename LanesOf<V>::Scalar* from, std::int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64)
+    return bit_cast<V>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1u), from));
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(V) == 32) return bit_cast<V>(_mm256_maskload_ps(from, bit_cast<__m256i>(first_lanes<8>(count))));
+#endif
   V value{};
   __builtin_memcpy(&value, from, static_cast<std::size_t>(count) * sizeof(*from));
   return value;
@@ -93,6 +119,14 @@ SACFAST_HD V load_partial(const typename LanesOf<V>::Scalar* from, std::int64_t 
 
 template <class V>
 SACFAST_HD void store_partial(typename LanesOf<V>::Scalar* to, V value, std::int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64)
+    return _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1u), bit_cast<__m512>(value));
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(V) == 32)
+    return _mm256_maskstore_ps(to, bit_cast<__m256i>(first_lanes<8>(count)), bit_cast<__m256>(value));
+#endif
   __builtin_memcpy(to, &value, static_cast<std::size_t>(count) * sizeof(*to));
 }
 
@@ -112,16 +146,53 @@ SACFAST_HD V larger(V a, V b) {
   return a > b ? a : b;
 }
 
+// The sum of a vector's lanes, in pairs.
+template <class V>
+SACFAST_HD typename LanesOf<V>::Scalar sum_of_lanes(V value) {
+  if constexpr (LanesOf<V>::count == 1) {
+    return value;
+  } else {
+    for (int half = LanesOf<V>::count / 2; half > 0; half /= 2) {
+      for (int lane = 0; lane < half; ++lane) value[lane] += value[lane + half];
+    }
+    return value[0];
+  }
+}
+
+// The largest of a vector's lanes, none of which is NaN.
+template <class V>
+SACFAST_HD typename LanesOf<V>::Scalar largest_of_lanes(V value) {
+  if constexpr (LanesOf<V>::count == 1) {
+    return value;
+  } else {
+    for (int half = LanesOf<V>::count / 2; half > 0; half /= 2) {
+      for (int lane = 0; lane < half; ++lane) {
+        if (value[lane + half] > value[lane]) value[lane] = value[lane + half];
+      }
+    }
+    return value[0];
+  }
+}
+
 // Calls body(first_index, loader, storer) for every vector of an array of n scalars, the ragged last one included.
+// Beyond the end, `load_or` fills the lanes with a value that suits the body, and `kept` makes them zero.
 template <class V>
 struct FullVector {
   SACFAST_HD V load(const typename LanesOf<V>::Scalar* from) const { return SACFAST_ISA::load<V>(from); }
+  SACFAST_HD V load_or(const typename LanesOf<V>::Scalar* from, typename LanesOf<V>::Scalar) const {
+    return load(from);
+  }
+  SACFAST_HD V kept(V value) const { return value; }
   SACFAST_HD void store(typename LanesOf<V>::Scalar* to, V value) const { SACFAST_ISA::store<V>(to, value); }
 };
 template <class V>
 struct PartialVector {
   std::int64_t count;
   SACFAST_HD V load(const typename LanesOf<V>::Scalar* from) const { return load_partial<V>(from, count); }
+  SACFAST_HD V load_or(const typename LanesOf<V>::Scalar* from, typename LanesOf<V>::Scalar filling) const {
+    return fill_from(count, load(from), broadcast<V>(filling));
+  }
+  SACFAST_HD V kept(V value) const { return fill_from(count, value, V{}); }
   SACFAST_HD void store(typename LanesOf<V>::Scalar* to, V value) const { store_partial<V>(to, value, count); }
 };
 

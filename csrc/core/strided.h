@@ -29,6 +29,8 @@ inline const Scalar* dense_tile(const Strided<T>& view, std::int64_t row, std::i
   if constexpr (sizeof(T) == sizeof(Scalar)) {
     if (view.col_stride == 1 && (rows == 1 || view.row_stride == cols)) return from;
   }
+  // One column: the inner loop runs along it.
+  if (cols == 1 && rows > 1) return dense_tile(Strided<T>{from, 0, view.row_stride}, 0, 1, 0, rows, scratch);
   Scalar* to = scratch;
   for (std::int64_t r = 0; r < rows; ++r, from += view.row_stride) {
     for (std::int64_t c = 0; c < cols; ++c) *to++ = static_cast<Scalar>(from[c * view.col_stride]);

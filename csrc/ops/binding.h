@@ -249,6 +249,8 @@ inline Tensor empty(IntView sizes, const Tensor& like) {
   return empty_strided(sizes, strides, like);
 }
 
+constexpr std::int64_t kNone = 0;  // the size of a tensor that is not wanted
+
 // target <- source, broadcast to the target's shape.
 inline void copy(const Tensor& target, const Tensor& source) {
   SACFAST_TORCH(aoti_torch_copy_(target.get(), source.get(), /*non_blocking=*/0));
@@ -374,6 +376,24 @@ inline MatrixView as_matrix(const Tensor& tensor, IntView full) {
   return view;
 }
 
+// A tensor [..., cols] as rows of adjacent columns.
+inline MatrixView as_rows(const Tensor& tensor) {
+  const std::size_t last = tensor.dim() - 1;
+  MatrixView view;
+  if ((tensor.stride(last) == 1 || tensor.size(last) == 1) &&
+      merge_dimensions(tensor.sizes(), tensor.strides(), last, view.row_stride)) {
+    view.data = pointer<const void>(tensor);
+    view.col_stride = 1;
+    return view;
+  }
+  view.copied = empty(tensor.sizes(), tensor);
+  copy(*view.copied, tensor);
+  view.data = pointer<const void>(*view.copied);
+  view.row_stride = tensor.size(last);
+  view.col_stride = 1;
+  return view;
+}
+
 // One value for a whole row: a tensor [...] as a matrix [rows, cols] with equal columns.
 inline MatrixView as_row_values(const Tensor& tensor) {
   MatrixView view;
@@ -404,6 +424,11 @@ void with_kernel_type(const Tensor& tensor, Body body) {
 
 // Elements of work below which a second thread costs more than it saves.
 constexpr std::int64_t kGrainElements = 16384;
+
+// The same in rows, where a row has that many elements of work.
+inline std::int64_t rows_per_thread(std::int64_t elements_of_row) {
+  return std::max<std::int64_t>(1, kGrainElements / std::max<std::int64_t>(1, elements_of_row));
+}
 
 #if defined(SACFAST_CUDA_LIBRARY)
 // Makes the tensor's device current while it lives.

@@ -20,7 +20,10 @@ from torch import Tensor
 
 from sacfast import ops
 from sacfast.benchmark.harness import Contender, Rounds, Settings
+from sacfast.ops.adam_polyak import adam_polyak_reference_
+from sacfast.ops.categorical import categorical_cross_entropy_reference, categorical_target_reference
 from sacfast.ops.polyak import polyak_update_reference_
+from sacfast.ops.quantile import quantile_huber_loss_reference, truncated_quantile_target_reference
 from sacfast.ops.tanh_gaussian import tanh_gaussian_log_prob_reference, tanh_gaussian_rsample_reference
 from sacfast.ops.twin_q import twin_q_target_reference
 
@@ -111,6 +114,58 @@ def twin_q_target(rows: int, device: str, memory_bound: bool = False) -> Case:
     return Case("twin_q_target", f"[{rows}]", contenders, 6 * reward.nbytes if memory_bound else None)
 
 
+def categorical_target(rows: int, atoms: int, device: str, memory_bound: bool = False) -> Case:
+    """Bellman targets of twin critics with atoms from -5 to 5; no autograd."""
+    reward, next_log_prob = _normal(rows, device=device), _normal(rows, device=device)
+    logits1, logits2 = _normal(rows, atoms, device=device), _normal(rows, atoms, device=device).flip(-1).contiguous()
+    arguments = reward, reward > 1, logits1, logits2, next_log_prob, 0.2, 0.99, -5.0, 5.0
+    contenders: dict[str, Contender] = {
+        FUSED: lambda: ops.categorical_target(*arguments),
+        "plain torch": lambda: categorical_target_reference(*arguments),
+    }
+    moved = 3 * logits1.nbytes if memory_bound else None
+    return Case("categorical_target", f"[{rows}, {atoms}]", contenders, moved)
+
+
+def cross_entropy(rows: int, atoms: int, device: str, memory_bound: bool = False) -> Case:
+    """Cross-entropy on soft targets, forward and backward, with the gradient of its mean."""
+    logits = _normal(rows, atoms, device=device).requires_grad_()
+    target = _normal(rows, atoms, device=device).softmax(-1)
+    gradient = torch.full((rows,), 1 / rows, device=device)
+    contenders: dict[str, Contender] = {
+        FUSED: lambda: _engine([ops.categorical_cross_entropy(logits, target)], [logits], [gradient]),
+        "plain torch": lambda: _engine([categorical_cross_entropy_reference(logits, target)], [logits], [gradient]),
+    }
+    # Logits, target and slope; the slope again, and the gradient.
+    moved = 5 * logits.nbytes if memory_bound else None
+    return Case("categorical_cross_entropy forward + backward", f"[{rows}, {atoms}]", contenders, moved)
+
+
+def quantile_huber(rows: int, critics: int, quantiles: int, device: str) -> Case:
+    """Quantile Huber loss on TQC's truncated target, forward and backward: bound by arithmetic at every size."""
+    predicted = _normal(rows, critics, quantiles, device=device).requires_grad_()
+    target = _normal(rows, critics * (quantiles - 2), device=device)
+    gradient = torch.full((rows, critics), 1 / rows, device=device)
+    contenders: dict[str, Contender] = {
+        FUSED: lambda: _engine([ops.quantile_huber_loss(predicted, target)], [predicted], [gradient]),
+        "plain torch": lambda: _engine([quantile_huber_loss_reference(predicted, target)], [predicted], [gradient]),
+    }
+    return Case("quantile_huber_loss forward + backward", f"[{rows}, {critics}, {quantiles}]", contenders)
+
+
+def truncated_quantile_target(rows: int, critics: int, quantiles: int, device: str, memory_bound: bool = False) -> Case:
+    """TQC's target, the 2 largest quantiles for each critic dropped; no autograd."""
+    reward, next_log_prob = _normal(rows, device=device), _normal(rows, device=device)
+    next_quantiles = _normal(rows, critics, quantiles, device=device)
+    arguments = reward, reward > 1, next_quantiles, next_log_prob, 2, 0.2, 0.99
+    contenders: dict[str, Contender] = {
+        FUSED: lambda: ops.truncated_quantile_target(*arguments),
+        "plain torch": lambda: truncated_quantile_target_reference(*arguments),
+    }
+    moved = next_quantiles.nbytes * (2 * quantiles - 2) // quantiles if memory_bound else None
+    return Case("truncated_quantile_target", f"[{rows}, {critics}, {quantiles}]", contenders, moved)
+
+
 def polyak(shapes: Sequence[tuple[int, ...]], size: str, device: str, memory_bound: bool = False) -> Case:
     """Target parameters towards online ones, one tensor each for a weight or bias."""
     targets, onlines = ([_normal(*shape, device=device) for shape in shapes] for _ in range(2))
@@ -129,6 +184,32 @@ def polyak(shapes: Sequence[tuple[int, ...]], size: str, device: str, memory_bou
     return Case("polyak_update_", size, contenders, moved)
 
 
+def adam_polyak(shapes: Sequence[tuple[int, ...]], size: str, device: str, memory_bound: bool = False) -> Case:
+    """A step of Adam and the averages of the parameters that it makes, one tensor each for a weight or bias."""
+    params, grads, targets = ([_normal(*shape, device=device) for shape in shapes] for _ in range(3))
+    exp_avgs, exp_avg_sqs = ([torch.zeros_like(param) for param in params] for _ in range(2))
+    lists = params, grads, exp_avgs, exp_avg_sqs, targets
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad
+    optimisers = {
+        "Adam, _foreach_lerp_": torch.optim.Adam(params, lr=3e-4, foreach=True),
+        "fused Adam, _foreach_lerp_": torch.optim.Adam(params, lr=3e-4, fused=True),
+    }
+
+    def step_and_average(optimiser: torch.optim.Optimizer) -> None:
+        optimiser.step()
+        torch._foreach_lerp_(targets, params, TAU)
+
+    contenders: dict[str, Contender] = {
+        FUSED: lambda: ops.adam_polyak_(*lists, step=1000, lr=3e-4, tau=TAU),
+        "plain torch": lambda: adam_polyak_reference_(*lists, step=1000, lr=3e-4, tau=TAU),
+        **{name: partial(step_and_average, optimiser) for name, optimiser in optimisers.items()},
+    }
+    # Four tensors are read and written, the gradient is read.
+    moved = 9 * sum(param.nbytes for param in params) if memory_bound else None
+    return Case("adam_polyak_", size, contenders, moved)
+
+
 def _large_rsample(device: str) -> Case:
     return rsample_forward(_large(device) // 16, 17, device, memory_bound=True)
 
@@ -142,6 +223,23 @@ def _large_polyak(device: str) -> Case:
     return polyak(shapes, f"4 x [{_large(device) // 4}]", device, memory_bound=True)
 
 
+def _large_adam_polyak(device: str) -> Case:
+    shapes = [(_large(device) // 16,)] * 4
+    return adam_polyak(shapes, f"4 x [{_large(device) // 16}]", device, memory_bound=True)
+
+
+def _large_categorical_target(device: str) -> Case:
+    return categorical_target(_large(device) // 128, 101, device, memory_bound=True)
+
+
+def _large_cross_entropy(device: str) -> Case:
+    return cross_entropy(_large(device) // 128, 101, device, memory_bound=True)
+
+
+def _large_truncated_quantile_target(device: str) -> Case:
+    return truncated_quantile_target(_large(device) // 128, 5, 25, device, memory_bound=True)
+
+
 CASES: dict[str, Callable[[str], Case]] = {
     "rsample_256x6": partial(rsample_forward, 256, 6),
     "rsample_backward_256x6": partial(rsample_forward_backward, 256, 6),
@@ -151,9 +249,18 @@ CASES: dict[str, Callable[[str], Case]] = {
     "log_prob_256x6": partial(log_prob, 256, 6),
     "twin_q_256": partial(twin_q_target, 256),
     "polyak_twin_critics": partial(polyak, 2 * CRITIC_SHAPES, "twin critics, 12 tensors"),
+    "categorical_target_256x101": partial(categorical_target, 256, 101),
+    "cross_entropy_256x101": partial(cross_entropy, 256, 101),
+    "quantile_huber_256x5x25": partial(quantile_huber, 256, 5, 25),
+    "truncated_target_256x5x25": partial(truncated_quantile_target, 256, 5, 25),
+    "adam_polyak_twin_critics": partial(adam_polyak, 2 * CRITIC_SHAPES, "twin critics, 12 tensors"),
     "rsample_large": _large_rsample,
     "twin_q_large": _large_twin_q_target,
     "polyak_large": _large_polyak,
+    "adam_polyak_large": _large_adam_polyak,
+    "categorical_target_large": _large_categorical_target,
+    "cross_entropy_large": _large_cross_entropy,
+    "truncated_target_large": _large_truncated_quantile_target,
 }
 
 

@@ -11,7 +11,9 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from sacfast import ops
+from sacfast.ops.categorical import categorical_cross_entropy_reference
 from sacfast.ops.polyak import polyak_update_reference_
+from sacfast.ops.quantile import quantile_huber_loss_reference
 from sacfast.ops.tanh_gaussian import tanh_gaussian_log_prob_reference, tanh_gaussian_rsample_reference
 from sacfast.ops.twin_q import twin_q_target_reference
 
@@ -51,6 +53,11 @@ def target_case(alpha: Tensor, mask: bool) -> Case:
     )
 
 
+def loss_case(fused: Callable[..., Tensor], plain: Callable[..., Tensor], shape: tuple[int, ...], columns: int) -> Case:
+    target = normal(shape[0], columns, seed=12).softmax(-1)
+    return Case(lambda x: fused(x, target), lambda x: plain(x, target), (normal(*shape, seed=13),))
+
+
 CASES = {
     "rsample": rsample_case("none", (-20.0, 2.0), None),
     "rsample clamped, scaled": rsample_case("clamp", (-1.0, 0.5), torch.tensor([0.4, 1.0, 2.0], dtype=torch.float64)),
@@ -62,6 +69,8 @@ CASES = {
     ),
     "target": target_case(torch.tensor(0.3, dtype=torch.float64), mask=True),
     "target, alpha a sample": target_case(normal(5, seed=11), mask=False),
+    "cross-entropy": loss_case(ops.categorical_cross_entropy, categorical_cross_entropy_reference, (4, 5), 5),
+    "quantile Huber": loss_case(ops.quantile_huber_loss, quantile_huber_loss_reference, (4, 2, 3), 6),
 }
 
 

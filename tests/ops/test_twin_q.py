@@ -289,6 +289,96 @@ class TestNotFinite:
             torch.testing.assert_close(actual.double().cpu(), expected, rtol=0, atol=0, equal_nan=True)
 
 
+class TestOut:
+    def test_is_the_target(self, device):
+        for shape in ((0,), (1,), (1025,), (300, 1)):
+            tensors = arguments(*shape, device=device)
+            for alpha in (0.2, torch.tensor(0.2, device=device)):
+                out = torch.full_like(tensors[0], 99)
+                assert ops.twin_q_target(*tensors, alpha, 0.9, out=out) is out
+                assert torch.equal(out, ops.twin_q_target(*tensors, alpha, 0.9))
+
+    def test_a_slice_of_a_buffer(self, device):
+        buffer, tensors = torch.full((30,), 99.0, device=device), arguments(10, device=device)
+        ops.twin_q_target(*tensors, 0.2, 0.9, out=buffer[10:20])
+        assert torch.equal(buffer[10:20], ops.twin_q_target(*tensors, 0.2, 0.9))
+        assert bool((buffer[:10] == 99).all())
+        assert bool((buffer[20:] == 99).all())
+
+    @pytest.mark.parametrize("position", [0, 2, 3, 4])
+    def test_memory_shared_with_an_input_is_refused(self, position, device):
+        tensors, buffer = arguments(10, device=device), normal(19, device=device)
+        tensors[position] = buffer[9:]
+        before = buffer.clone()
+        with pytest.raises(ValueError, match="out: expected memory that no input shares"):
+            ops.twin_q_target(*tensors, 0.2, 0.9, out=buffer[:10])
+        with pytest.raises(ValueError, match="out: expected memory that no input shares"):
+            ops.twin_q_target(*tensors, 0.2, 0.9, out=tensors[position])
+        assert torch.equal(buffer, before)
+        with pytest.raises(ValueError, match="out: expected memory that no input shares"):
+            ops.twin_q_target(*arguments(10, device=device), buffer[3], 0.9, out=buffer[:10])
+
+    @pytest.mark.parametrize(
+        ("out", "error", "message"),
+        [
+            (torch.zeros(5), ValueError, r"out: expected shape \[4\] like reward, got \[5\]"),
+            (torch.zeros(4, 1), ValueError, r"out: expected shape \[4\] like reward, got \[4, 1\]"),
+            (torch.zeros(4).double(), TypeError, "out: expected dtype Float like reward, got Double"),
+            (torch.zeros(8)[::2], ValueError, r"out: expected a contiguous tensor, got strides \[2\]"),
+            (torch.zeros(1).expand(4), ValueError, r"out: expected a contiguous tensor, got strides \[0\]"),
+            (torch.zeros(4).to("meta"), ValueError, "out: expected device cpu like reward, got meta"),
+            (torch.zeros(4, requires_grad=True), ValueError, "out: expected a tensor without requires_grad"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(self, out, error, message):
+        with pytest.raises(error, match=message):
+            ops.twin_q_target(*arguments(4), 0.2, 0.9, out=out)
+
+    @pytest.mark.parametrize("position", range(2, 5))
+    def test_gradients_and_tangents_are_refused(self, position, device):
+        tensors, out = arguments(4, device=device), torch.zeros(4, device=device)
+        tensors[position].requires_grad_()
+        with pytest.raises(ValueError, match=f"{NAMES[position]}: expected a tensor without requires_grad"):
+            ops.twin_q_target(*tensors, 0.2, 0.9, out=out)
+        with torch.no_grad():
+            ops.twin_q_target(*tensors, 0.2, 0.9, out=out)
+        tensors[position].requires_grad_(False)
+        with pytest.raises(ValueError, match=f"{NAMES[position]}: expected a tensor without a tangent"):
+            torch.func.jvp(
+                lambda x: ops.twin_q_target(*tensors[:position], x, *tensors[position + 1 :], 0.2, 0.9, out=out),
+                (tensors[position],),
+                (tensors[position],),
+            )
+
+    def test_autograd_notices_the_edit(self, device):
+        out, factor = normal(4, device=device), torch.ones(4, device=device, requires_grad=True)
+        loss, version = (factor * out).sum(), out._version
+        ops.twin_q_target(*arguments(4, device=device), 0.2, 0.9, out=out)
+        assert out._version > version
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+        version = out._version
+        with torch.inference_mode():
+            ops.twin_q_target(*arguments(4, device=device), 0.2, 0.9, out=out)
+            inside = torch.zeros(4, device=device)
+            ops.twin_q_target(*arguments(4, device=device), 0.2, 0.9, out=inside)
+        assert out._version > version
+        assert torch.equal(inside, out)
+
+    def test_opcheck_and_compile(self, device):
+        tensors, out = arguments(6, device=device), torch.zeros(6, device=device)
+        torch.library.opcheck(torch.ops.sacfast.twin_q_target_out.default, (*tensors, None, 0.2, None, 0.9, out))
+
+        def step(tensors):
+            out = torch.empty_like(tensors[0])
+            ops.twin_q_target(*tensors, 0.2, 0.9, out=out)
+            return out * 2
+
+        torch._dynamo.reset()
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(tensors), step(tensors))
+
+
 class TestPyTorchCitizen:
     @pytest.mark.parametrize("column", [False, True])
     def test_opcheck(self, column, device):

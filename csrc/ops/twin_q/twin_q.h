@@ -4,23 +4,18 @@
 // T: float or double; on CUDA also half and bfloat16, which are computed in float.
 #pragma once
 
+#include "../../core/bellman_row.h"
 #include "../../core/cpu_level.h"
 #include "../../core/strided.h"
 
 namespace sacfast {
 
-// `terminated` is a bool tensor or one of T; exactly one of the two views is set.
 template <class T>
 struct TwinQParams {
-  std::int64_t batch;             // B
-  Strided<T> reward;              // [B]
-  Strided<T> terminated;          // [B]
-  Strided<bool> terminated_mask;  // [B]
-  Strided<T> next_q1, next_q2;    // [B]
-  Strided<T> next_log_prob;       // [B]
-  Strided<T> alpha, gamma;        // [B]; absent: the number below
-  double alpha_value, gamma_value;
-  T* target;  // [B]
+  std::int64_t batch;           // B
+  BellmanInputs<T> sample;      // [B] each
+  Strided<T> next_q1, next_q2;  // [B]
+  T* target;                    // [B]
 };
 
 template <class T>

@@ -1,108 +1,74 @@
 // Torch checks and registration on CPU and CUDA. Schemas and autograd: sacfast/ops/twin_q.py, twin_q_autograd.cpp.
 #include "twin_q.h"
 
-#include "../binding.h"
+#include "../sample_inputs.h"
+#include "../tensor_lists.h"
 
 namespace sacfast {
 namespace {
 
-// All samples' inputs have one shape: [B] or [B, 1]. Mixing the two would broadcast to [B, B] in plain torch.
-void check_like_reward(const Argument& argument, const Argument& reward) {
-  check_same_dtype_and_device(argument, reward);
-  SACFAST_CHECK(argument.tensor.sizes() == reward.tensor.sizes(), argument.name, ": expected shape ",
-                reward.tensor.sizes(), " like reward, got ", argument.tensor.sizes());
-}
-
-template <class T>
-Strided<T> column(const Tensor& tensor) {
-  return {pointer<const T>(tensor), tensor.dim() > 0 && tensor.numel() > 1 ? tensor.stride(0) : 0, 1};
-}
-
-template <class T>
-Strided<T> optional_column(const OptionalTensor& tensor) {
-  return given(tensor) ? column<T>(*tensor) : Strided<T>{};
-}
-
-// alpha or gamma: one number for all samples, or one a sample.
-void check_coefficient(const char* name, const OptionalTensor& tensor, const Argument& reward) {
-  if (!given(tensor)) return;
-  check_same_dtype_and_device({name, *tensor}, reward);
-  SACFAST_CHECK(tensor->numel() == 1 || tensor->sizes() == reward.tensor.sizes(), name,
-                ": expected one element, or shape ", reward.tensor.sizes(), " like reward, got ", tensor->sizes());
-}
-
 // The inputs that the forward and the backward op share. `reward` is the forward's first argument, or in the
 // backward the target's gradient, which has the same shape.
 struct Inputs {
-  const Tensor &terminated, &next_q1, &next_q2, &next_log_prob;
-  const OptionalTensor& alpha;
-  double alpha_value;
-  const OptionalTensor& gamma;
-  double gamma_value;
+  const Tensor &next_q1, &next_q2;
+  SampleInputs sample;
 
   void check(const Argument& reward) const {
-    check_dtype(reward);
-    const IntView sizes = reward.tensor.sizes();
-    SACFAST_CHECK(sizes.size() == 1 || (sizes.size() == 2 && sizes[1] == 1), reward.name,
-                  ": expected shape [B] or [B, 1], got ", sizes);
-    check_like_reward({"next_q1", next_q1}, reward);
-    check_like_reward({"next_q2", next_q2}, reward);
-    check_like_reward({"next_log_prob", next_log_prob}, reward);
-    SACFAST_CHECK(terminated.defined(), "terminated: expected a tensor, got None");
-    if (terminated.dtype() == kBool) {
-      SACFAST_CHECK(terminated.device() == reward.tensor.device() && terminated.sizes() == sizes,
-                    "terminated: expected shape ", sizes, " on ", reward.tensor.device(), " like ", reward.name,
-                    ", got ", terminated.sizes(), " on ", terminated.device());
-    } else {
-      SACFAST_CHECK(terminated.dtype() == reward.tensor.dtype(), "terminated: expected dtype bool or ",
-                    reward.tensor.dtype(), " like ", reward.name, ", got ", terminated.dtype());
-      check_like_reward({"terminated", terminated}, reward);
-    }
-    check_coefficient("alpha", alpha, reward);
-    check_coefficient("gamma", gamma, reward);
+    check_reward(reward);
+    check_like({"next_q1", next_q1}, reward);
+    check_like({"next_q2", next_q2}, reward);
+    sample.check(reward);
   }
 
   template <class T>
   TwinQParams<T> params(std::int64_t batch) const {
-    const bool is_mask = terminated.dtype() == kBool;
-    TwinQParams<T> p{};
-    p.batch = batch;
-    if (is_mask) {
-      p.terminated_mask = column<bool>(terminated);
-    } else {
-      p.terminated = column<T>(terminated);
-    }
-    p.next_q1 = column<T>(next_q1);
-    p.next_q2 = column<T>(next_q2);
-    p.next_log_prob = column<T>(next_log_prob);
-    p.alpha = optional_column<T>(alpha);
-    p.gamma = optional_column<T>(gamma);
-    p.alpha_value = alpha_value;
-    p.gamma_value = gamma_value;
-    return p;
+    return {batch, sample.view<T>(), column<T>(next_q1), column<T>(next_q2), nullptr};
   }
 };
+
+void check_apart(const Tensor& out, const Tensor& input) {
+  SACFAST_CHECK(out.numel() == 0 || !share_memory(out, input),
+                "out: expected memory that no input shares, got an overlap");
+}
+
+void run(const Tensor& reward, const Inputs& inputs, const Tensor& result) {
+  if (result.numel() == 0) return;
+  with_kernel_type(reward, [&](auto zero) {
+    using T = decltype(zero);
+    TwinQParams<T> params = inputs.params<T>(reward.numel());
+    params.sample.reward = column<T>(reward);
+    params.target = pointer<T>(result);
+    SACFAST_RUN(twin_q_target, reward, T, params, params.batch, kGrainElements);
+  });
+}
 
 Tensor target(const Tensor& reward, const Tensor& terminated, const Tensor& next_q1, const Tensor& next_q2,
               const Tensor& next_log_prob, const OptionalTensor& alpha, double alpha_value, const OptionalTensor& gamma,
               double gamma_value) {
-  const Inputs inputs{terminated, next_q1, next_q2, next_log_prob, alpha, alpha_value, gamma, gamma_value};
+  const Inputs inputs{next_q1, next_q2, {terminated, next_log_prob, alpha, alpha_value, gamma, gamma_value}};
   inputs.check({"reward", reward});
   const DeviceOf guard(reward);
   Tensor result = empty(reward.sizes(), reward);
-  if (result.numel() > 0) {
-    with_kernel_type(reward, [&](auto zero) {
-      using T = decltype(zero);
-      TwinQParams<T> params = inputs.params<T>(reward.numel());
-      params.reward = column<T>(reward);
-      params.target = pointer<T>(result);
-      SACFAST_RUN(twin_q_target, reward, T, params, params.batch, kGrainElements);
-    });
-  }
+  run(reward, inputs, result);
   return result;
 }
 
-constexpr std::int64_t kNone = 0;
+// Its values go to memory that the caller keeps: at 10,000,000 elements the pages of a new tensor cost more than the
+// arithmetic.
+void target_out(const Tensor& reward, const Tensor& terminated, const Tensor& next_q1, const Tensor& next_q2,
+                const Tensor& next_log_prob, const OptionalTensor& alpha, double alpha_value,
+                const OptionalTensor& gamma, double gamma_value, const Tensor& out) {
+  const Inputs inputs{next_q1, next_q2, {terminated, next_log_prob, alpha, alpha_value, gamma, gamma_value}};
+  inputs.check({"reward", reward});
+  check_like({"out", out}, {"reward", reward});
+  SACFAST_CHECK(out.numel() <= 1 || out.stride(0) == 1, "out: expected a contiguous tensor, got strides ",
+                out.strides());
+  for (const Tensor* input : {&reward, &terminated, &next_q1, &next_q2, &next_log_prob}) check_apart(out, *input);
+  if (given(alpha)) check_apart(out, *alpha);
+  if (given(gamma)) check_apart(out, *gamma);
+  const DeviceOf guard(reward);
+  run(reward, inputs, out);
+}
 
 // grad_alpha has each sample's share, or no elements when alpha needs no gradient.
 std::tuple<Tensor, Tensor, Tensor, Tensor> target_backward(const Tensor& grad_target, const Tensor& terminated,
@@ -110,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> target_backward(const Tensor& grad_ta
                                                            const Tensor& next_log_prob, const OptionalTensor& alpha,
                                                            double alpha_value, const OptionalTensor& gamma,
                                                            double gamma_value, bool needs_grad_alpha) {
-  const Inputs inputs{terminated, next_q1, next_q2, next_log_prob, alpha, alpha_value, gamma, gamma_value};
+  const Inputs inputs{next_q1, next_q2, {terminated, next_log_prob, alpha, alpha_value, gamma, gamma_value}};
   inputs.check({"grad_target", grad_target});
   const DeviceOf guard(grad_target);
   const auto like_grad = [&] { return empty(grad_target.sizes(), grad_target); };
@@ -133,6 +99,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> target_backward(const Tensor& grad_ta
 
 SACFAST_KERNELS(m) {
   m.impl("twin_q_target", SACFAST_KERNEL(target));
+  m.impl("twin_q_target_out", SACFAST_KERNEL(target_out));
   m.impl("twin_q_target_backward", SACFAST_KERNEL(target_backward));
 }
 

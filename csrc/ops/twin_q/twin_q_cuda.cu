@@ -21,13 +21,13 @@ __device__ Acc read_or(const Strided<T>& view, double value, std::int64_t i) {
 
 template <class Acc, class T>
 __device__ Inputs<Acc> read_inputs(const TwinQParams<T>& p, std::int64_t i) {
-  return {p.terminated_mask.data != nullptr ? static_cast<Acc>(element(p.terminated_mask, i, 0))
-                                            : static_cast<Acc>(element(p.terminated, i, 0)),
+  return {p.sample.terminated_mask.data != nullptr ? static_cast<Acc>(element(p.sample.terminated_mask, i, 0))
+                                                   : static_cast<Acc>(element(p.sample.terminated, i, 0)),
           static_cast<Acc>(element(p.next_q1, i, 0)),
           static_cast<Acc>(element(p.next_q2, i, 0)),
-          static_cast<Acc>(element(p.next_log_prob, i, 0)),
-          read_or<Acc>(p.alpha, p.alpha_value, i),
-          read_or<Acc>(p.gamma, p.gamma_value, i)};
+          static_cast<Acc>(element(p.sample.next_log_prob, i, 0)),
+          read_or<Acc>(p.sample.alpha, p.sample.alpha_value, i),
+          read_or<Acc>(p.sample.gamma, p.sample.gamma_value, i)};
 }
 
 template <class T>
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads) target_kernel(TwinQParams<T> p) {
   const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * kThreads;
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < p.batch; i += stride) {
     const Inputs<Acc> in = read_inputs<Acc>(p, i);
-    const Acc reward = static_cast<Acc>(element(p.reward, i, 0));
+    const Acc reward = static_cast<Acc>(element(p.sample.reward, i, 0));
     p.target[i] =
         static_cast<T>(soft_bellman_target(reward, in.terminated, in.q1, in.q2, in.log_prob, in.alpha, in.gamma));
   }

@@ -207,8 +207,8 @@ class SAC:
         train = TrainConfig.from_dict({**config["train"], **fields, "overwrite": True})
         model = cls.from_config(train, saved.config_of(CONFIG_FILE, SACConfig, config["sac"]))
         every = _checkpoint_every(own, model.spec)
-        # At the step of the first checkpoint, a line of metrics and the best policy are written before it. That step can
-        # be up to num_envs - 1 transitions past the mark.
+        # A line of metrics and the best policy are written before the first checkpoint, at the same step. That step
+        # can be up to num_envs - 1 transitions past the mark.
         saved.check_nothing_is_lost(run_dir, every + own.num_envs if every else math.inf)
         _LOG.warning("%s has no checkpoint yet: the run starts anew", run_dir)
         return model

@@ -119,14 +119,21 @@ class StepResult(NamedTuple):
 
 
 class EnvironmentFault(RuntimeError):
-    """An environment gave an observation or a reward that is not finite, or an observation its space does not have."""
+    """An environment raised, gave what is not finite, or gave an observation that its space does not have."""
 
     def __init__(
         self, env_id: str, env_index: int, step: int, quantity: str, value: object, expected: str = ""
     ) -> None:
-        """Name the environment `env_index`, the `step` of its episode (0: its reset) and the `quantity`."""
-        what = f"{env_id}: environment {env_index} gave {quantity} = {value} at step {step} of its episode"
-        super().__init__(f"{what}; expected {expected}" if expected else what)
+        """Name the environment `env_index`, the `step` of its episode (0: its reset) and the `quantity`.
+
+        A `value` that is an exception was raised by the call `quantity`.
+        """
+        raised = isinstance(value, Exception)
+        what = f"raised {type(value).__name__} in {quantity}" if raised else f"gave {quantity} = {value}"
+        message = f"{env_id}: environment {env_index} {what} at step {step} of its episode"
+        if raised:
+            message += f": {value}"
+        super().__init__(f"{message}; expected {expected}" if expected else message)
         self.env_index = env_index
         self.step = step
         self.quantity = quantity
@@ -190,7 +197,7 @@ class VectorEnv(ABC):
         A later call, possible in synchronous mode only, abandons the running episodes without counting them.
 
         Raises:
-            EnvironmentFault: a first observation is not finite.
+            EnvironmentFault: an environment raised, or a first observation is not finite or does not fit its space.
             RuntimeError: called out of turn, after `close`, or in a forked process.
         """
         again = self._phase is _Phase.ACTING
@@ -229,7 +236,8 @@ class VectorEnv(ABC):
         """Wait for `batch_size` environments and return what they did.
 
         Raises:
-            EnvironmentFault: an observation or reward is not finite; nothing of this step is returned.
+            EnvironmentFault: an environment raised, or an observation or reward is not finite or does not fit its
+                space; nothing of this step is returned.
             RuntimeError: called out of turn, after `close`, or in a forked process.
         """
         self._require(_Phase.STEPPING, "recv")
@@ -525,7 +533,7 @@ class GymnasiumVectorEnv(VectorEnv):
         self._vector: Any = vector
         if names := _keepers_of_statistics(vector.envs[0]):
             _warn_of_statistics(env_id, names)
-        vector.envs[:] = [_watched(env, env_id, index) for index, env in enumerate(vector.envs)]
+        vector.envs[:] = [_Watched(env, env_id, index) for index, env in enumerate(vector.envs)]
         task = vector.envs[0].spec
         limit = None if task is None else task.max_episode_steps
         spec = EnvSpec(env_id, "gymnasium", self._layout.dimension, len(low), low, high, limit, self._layout.leaves)
@@ -575,26 +583,34 @@ class GymnasiumVectorEnv(VectorEnv):
 
 
 class _Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Names an environment whose `reset` or `step` returns what does not fit its observation space.
+    """Names an environment whose `reset` or `step` raises, or returns what does not fit its observation space.
 
-    Without it that fails further on, by whatever it lacks.
+    It is the outermost wrapper. Within the task's own wrappers it would take what they set on `self.env`, and lack what
+    they look up there, for Gymnasium's wrappers forward no attributes.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], env_id: str, index: int, shapes: bool) -> None:
-        """Watch environment `index` of the task, and the `shapes` of its observations too."""
+    def __init__(self, env: gymnasium.Env[Any, Any], env_id: str, index: int) -> None:
+        """Watch environment `index` of the task."""
         super().__init__(env)
-        self._env_id, self._index, self._shapes = env_id, index, shapes
+        self._env_id, self._index = env_id, index
+        self._space = env.observation_space  # a wrapper asks all wrappers in it: too slow for every step
         self._step = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         self._step = 0
-        result = self.env.reset(seed=seed, options=options)
+        try:
+            result = self.env.reset(seed=seed, options=options)
+        except Exception as error:
+            raise EnvironmentFault(self._env_id, self._index, 0, "reset()", error) from error
         self._check(result, "reset()", ("observation", "info"))
         return result
 
     def step(self, action: Any) -> Any:
         self._step += 1
-        result = self.env.step(action)
+        try:
+            result = self.env.step(action)
+        except Exception as error:
+            raise EnvironmentFault(self._env_id, self._index, self._step, "step()", error) from error
         self._check(result, "step()", ("observation", "reward", "terminated", "truncated", "info"))
         return result
 
@@ -603,33 +619,18 @@ class _Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
         if not isinstance(result, tuple | list) or len(result) != len(fields):
             found = f"{len(result)} values" if isinstance(result, tuple | list) else _brief(result)
             raise EnvironmentFault(*where, call, found, f"({', '.join(fields)})")
-        if (misfit := _misfit(self.observation_space, result[0], "observation", self._shapes)) is not None:
+        if (misfit := _misfit(self._space, result[0], "observation")) is not None:
             name, found, expected = misfit
             raise EnvironmentFault(*where, f"{call}'s {name}", found, f"{expected}, as its observation_space says")
 
 
-def _watched(env: gymnasium.Env[Any, Any], env_id: str, index: int) -> gymnasium.Env[Any, Any]:
-    """Watch an environment around its wrappers and within them: Gymnasium's own fail by what is None or lacks a key.
-
-    A wrapper may mend a shape, so shapes count around them alone.
-    """
-    wrapper = env
-    while isinstance(wrapper, gymnasium.Wrapper) and isinstance(wrapper.env, gymnasium.Wrapper):
-        wrapper = wrapper.env
-    if isinstance(wrapper, gymnasium.Wrapper):
-        wrapper.env = _Watched(wrapper.env, env_id, index, shapes=False)
-    return _Watched(env, env_id, index, shapes=True)
-
-
-def _misfit(space: gymnasium.Space[Any], observation: Any, name: str, shapes: bool) -> tuple[str, str, str] | None:
+def _misfit(space: gymnasium.Space[Any], observation: Any, name: str) -> tuple[str, str, str] | None:
     """Return name, content and expected form of an entry that `space` does not have, None where there is none."""
     if isinstance(space, gymnasium.spaces.Dict):
         if not isinstance(observation, Mapping):
             return name, _brief(observation), f"a dictionary of {', '.join(space.spaces)}"
-        entries = ((each, observation.get(key), f"{name}.{key}", shapes) for key, each in space.spaces.items())
+        entries = ((each, observation.get(key), f"{name}.{key}") for key, each in space.spaces.items())
         return next((misfit for entry in entries if (misfit := _misfit(*entry)) is not None), None)
-    if not isinstance(space, gymnasium.spaces.Box) or (observation is not None and not shapes):
-        return None
     array = observation if isinstance(observation, np.ndarray) else _as_array(observation)
     if array is not None and array.shape == space.shape and array.dtype.kind in "fiub":
         return None

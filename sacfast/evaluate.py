@@ -71,7 +71,7 @@ def evaluate(
 
     Raises:
         ValueError: `episodes` or `num_envs` below 1.
-        EnvironmentFault: an environment yields a reward or observation that is not finite.
+        EnvironmentFault: an environment raises, or yields a reward or observation that is not finite.
     """
     episodes = as_int("episodes", episodes, 1)
     num_envs = min(episodes, MAX_ENVS if num_envs is None else as_int("num_envs", num_envs, 1))
@@ -113,7 +113,7 @@ def record_video(
             observations or actions.
         RenderingError: pygame, MuJoCo or an OpenGL library is missing.
         ImportError: imageio or its ffmpeg is not installed.
-        EnvironmentFault: the environment yields a reward or observation that is not finite.
+        EnvironmentFault: the environment raises, or yields a reward or observation that is not finite.
     """
     path = Path(path)
     if path.suffix != ".mp4":

@@ -726,33 +726,51 @@ class _Misfit(gymnasium.Env[Any, Any]):
         return {"b": vector, "a": vector[:2]} if self.nested else vector, *rest
 
 
-def _reset_and_step(env: VectorEnv) -> np.ndarray:
-    env.reset()
-    return env.step(np.zeros((2, 2), np.float32)).observation
+def _reset_and_step(env: VectorEnv, steps: int = 1) -> np.ndarray:
+    observation, _ = env.reset()
+    for _ in range(steps):
+        observation = env.step(np.zeros((2, 2), np.float32)).observation
+    return observation
 
 
 @pytest.mark.parametrize("checked", [True, False], ids=["gymnasium checks", "unchecked"])
 @pytest.mark.parametrize("limit", [None, 9], ids=["no limit", "limit"])
 @pytest.mark.parametrize("call", ["reset", "step"])
 @pytest.mark.parametrize(
-    ("broken", "found"),
+    ("broken", "found", "checker_raises"),
     [
-        ({}, r"observation = None .*; expected numbers of shape \(3,\)"),
-        ({"observation": "left"}, r"observation = 'left' .*; expected numbers of shape \(3,\)"),
-        ({"observation": np.zeros((1, 3))}, r"observation = an array of shape \(1, 3\) and dtype float64 .* \(3,\)"),
-        ({"observation": np.zeros(2), "nested": True}, r"observation = an array .*; expected a dictionary of a, b"),
-        ({"observation": {"b": np.zeros(3)}, "nested": True}, r"observation.a = None .* of shape \(2,\)"),
-        ({"observation": {"a": np.zeros(2), "b": 1.0}, "nested": True}, r"observation.b = 1.0 .* of shape \(3,\)"),
+        ({}, r"observation = None .*; expected numbers of shape \(3,\)", False),
+        ({"observation": "left"}, r"observation = 'left' .*; expected numbers of shape \(3,\)", False),
+        (
+            {"observation": np.zeros((1, 3))},
+            r"observation = an array of shape \(1, 3\) and dtype float64 .* \(3,\)",
+            False,
+        ),
+        (
+            {"observation": np.zeros(2), "nested": True},
+            r"observation = an array .*; expected a dictionary of a, b",
+            True,
+        ),
+        ({"observation": {"b": np.zeros(3)}, "nested": True}, r"observation.a = None .* of shape \(2,\)", True),
+        (
+            {"observation": {"a": np.zeros(2), "b": 1.0}, "nested": True},
+            r"observation.b = 1.0 .* of shape \(3,\)",
+            False,
+        ),
     ],
 )
-def test_an_observation_that_its_space_does_not_have_is_named(register, broken, found, call, limit, checked):
+def test_an_observation_that_its_space_does_not_have_is_named(
+    register, broken, found, checker_raises, call, limit, checked
+):
     env_id = register(_Misfit, limit, call=call, **broken)
     gymnasium.registry[env_id].disable_env_checker = not checked
     step = 0 if call == "reset" else 1
-    with make_env(env_id, 2, seed=0) as env:
-        pattern = rf"^{env_id}: environment 0 gave {call}\(\)'s {found}, as its observation_space says$"
-        with pytest.raises(EnvironmentFault, match=pattern) as caught:
-            _reset_and_step(env)
+    pattern = rf"gave {call}\(\)'s {found}, as its observation_space says$"
+    if checked and checker_raises:
+        pattern = rf"raised AssertionError in {call}\(\) at step {step} of its episode: .*obs"
+    message = rf"^{env_id}: environment 0 {pattern}"
+    with make_env(env_id, 2, seed=0) as env, pytest.raises(EnvironmentFault, match=message) as caught:
+        _reset_and_step(env)
     assert (caught.value.env_index, caught.value.step) == (0, step)
 
 
@@ -768,7 +786,7 @@ def test_an_observation_that_its_space_does_not_have_is_named(register, broken, 
     ],
 )
 def test_a_result_of_another_form_is_named(register, call, result, message):
-    env_id = register(_Misfit, 9, call=call, result=result)
+    env_id = register(_Misfit, None, call=call, result=result)
     gymnasium.registry[env_id].disable_env_checker = True
     with make_env(env_id, 2, seed=0) as env, pytest.raises(EnvironmentFault, match=message):
         _reset_and_step(env)
@@ -781,6 +799,86 @@ def test_a_shape_that_a_wrapper_mends_is_no_fault(register):
 
     with make_env(register(mended, call="step", observation=np.ones((1, 3), np.float32)), 2, seed=0) as env:
         assert (_reset_and_step(env) == 1).all()
+
+
+class _Gain(gymnasium.Env[Any, Any]):
+    """Its reward is its `gain`, which a wrapper may set."""
+
+    observation_space = action_space = _VECTOR
+
+    def __init__(self) -> None:
+        self.gain, self.count = 1.0, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.count = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: np.ndarray) -> Any:
+        self.count += 1
+        return np.zeros(2, np.float32), self.gain, False, False, {}
+
+    def bonus(self) -> float:
+        return 0.5
+
+
+class _SetsTheGain(gymnasium.Wrapper):
+    def reset(self, **kwargs: Any) -> Any:
+        self.env.gain = 5.0
+        return self.env.reset(**kwargs)
+
+    def step(self, action: np.ndarray) -> Any:
+        observation, reward, *rest = self.env.step(action)
+        return observation, reward + self.env.bonus(), *rest
+
+
+def test_a_wrapper_reaches_the_environment_that_it_wraps(register):
+    with make_env(register(lambda: _SetsTheGain(_Gain())), 2, seed=0) as env:
+        env.reset()
+        assert env.step(np.zeros((2, 2), np.float32)).transition.reward.tolist() == [5.5, 5.5]
+
+
+class _Raises(_Gain):
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def reset(self, **kwargs: Any) -> Any:
+        if self.at == 0:
+            raise ConnectionError("the simulator is busy")
+        return super().reset(**kwargs)
+
+    def step(self, action: np.ndarray) -> Any:
+        if self.count + 1 == self.at:
+            raise ConnectionError("the simulator is busy")
+        return super().step(action)
+
+
+@pytest.mark.parametrize(("at", "call"), [(0, "reset"), (3, "step")])
+def test_an_environment_that_raises_is_named(register, at, call):
+    env_id = register(_Raises, at=at)
+    message = rf"^{env_id}: environment 0 raised ConnectionError in {call}\(\) at step {at} of its episode: the sim"
+    with make_env(env_id, 2, seed=0) as env, pytest.raises(EnvironmentFault, match=message) as caught:
+        _reset_and_step(env, steps=3)
+    assert (caught.value.env_index, caught.value.step, caught.value.quantity) == (0, at, f"{call}()")
+    assert isinstance(caught.value.__cause__, ConnectionError)
+
+
+class _CountsItsSpace(_Gain):
+    asked = 0
+
+    @property
+    def observation_space(self) -> gymnasium.Space:  # type: ignore[override]
+        _CountsItsSpace.asked += 1
+        return _VECTOR
+
+
+def test_a_step_does_not_ask_for_the_observation_space(register):
+    env_id = register(_CountsItsSpace)
+    gymnasium.registry[env_id].disable_env_checker = True
+    with make_env(env_id, 2, seed=0) as env:
+        _CountsItsSpace.asked = 0
+        _reset_and_step(env)
+    assert _CountsItsSpace.asked == 0
 
 
 def _normalised(**kwargs: Any) -> gymnasium.Env:

@@ -145,6 +145,12 @@ def test_nothing_below_the_trainer_imports_it() -> None:
     assert imports_of("callbacks") & above == {"trainer"}
 
 
+def test_every_logger_is_one_that_cannot_fail() -> None:
+    """A handler of the standard library raises where stderr is closed, and a run would end by its own warning."""
+    sources = {path.name: path.read_text() for path in modules()}
+    assert [name for name, source in sources.items() if "getLogger" in source] == ["output.py"]
+
+
 def test_the_package_file_holds_only_names() -> None:
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}

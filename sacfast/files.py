@@ -40,7 +40,7 @@ def open_regular(path: Path, mode: Literal["rb", "ab", "ab+", "xb"]) -> io.FileI
 
 
 def read_bytes(path: Path, at_most: int) -> bytes:
-    """Return the content of a regular file of at most so many bytes.
+    """Return the content of a regular file of at most `at_most` bytes.
 
     Raises:
         OSError: as `open_regular`, or the file is larger.

@@ -68,7 +68,7 @@ class FusedLearner:
     On the CPU it uses as many threads as torch is set to, but no more than this process may use cores; the results do
     not depend on their number.
 
-    It belongs to the process that made it, and to one thread at a time.
+    It belongs to the process that made it, and is updated by one thread at a time.
 
     On a GPU `update` queues its work and returns. A failed update is reported by a later call, or by `wait`; the
     updates queued behind it have then not been made.
@@ -149,13 +149,13 @@ class FusedLearner:
         replay buffer, those of a native call together. The rows are read natively. `should_stop`, and signal handlers,
         are heeded between native calls: after 50 ms or an update, whichever is longer.
 
-        Raises TypeError and ValueError as `Learner.update` says; RuntimeError when another thread is at work on this
+        Raises TypeError and ValueError as `Learner.update` says; RuntimeError when another thread is updating this
         learner, when this process was forked from the one that made it, or when the actor's parameters lie elsewhere
         than they were made; FloatingPointError when a loss, a gradient or an optimiser's second moment is not finite:
         its message names it and the update, and the parameters, optimisers and targets are those from before that
         update.
         """
-        check_update_arguments(replay, gradient_steps, self.config.batch_size)
+        gradient_steps = check_update_arguments(replay, gradient_steps, self.config.batch_size)
         sums = self._no_metrics()
         made = 0
         with self._turn:
@@ -185,7 +185,7 @@ class FusedLearner:
         return self._reported_of(sums)
 
     def wait(self) -> None:
-        """Wait for the updates under way. Raises FloatingPointError and RuntimeError as `update`."""
+        """Wait for the updates that are queued. Raises FloatingPointError and RuntimeError as `update`."""
         with self._turn.reading():
             self._engine.wait()
 
@@ -214,7 +214,7 @@ class FusedLearner:
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of everything that an exact resume needs, named as in `ReferenceLearner.state_dict`.
 
-        Raises RuntimeError when another thread is at work on this learner, or as `update` for the actor.
+        Raises RuntimeError when another thread is updating this learner, or as `update` for the actor.
         """
         with self._turn.reading():
             return self._state()
@@ -311,7 +311,7 @@ class FusedLearner:
         return metrics[self._reported].to(self.actor.flat.dtype)
 
     def _draw(self, replay: Replay, steps: int) -> Tensor:
-        """Draw the row numbers of so many minibatches [steps, B]."""
+        """Draw the row numbers of `steps` minibatches [steps, B]."""
         batch_size, device = self.config.batch_size, replay.rows.device
         numbers = replay.draw(steps * batch_size)
         fits = numbers.dtype == torch.int64 and numbers.shape == (steps * batch_size,)
@@ -383,8 +383,8 @@ class FusedGroup(LearnerGroup):
         self, work: Mapping[int, tuple[Replay, int]], should_stop: Callable[[], bool] | None
     ) -> dict[int, Metrics | Exception]:
         self._engines.look()
-        failures = {number: outcome_of(self._check, number, *task) for number, task in work.items()}
-        left = {number: 0 if failures[number] else steps for number, (_, steps) in work.items()}
+        asked = {number: outcome_of(self._check, number, *task) for number, task in work.items()}
+        left = {number: 0 if isinstance(steps, Exception) else steps for number, steps in asked.items()}
         sums = torch.zeros(len(self.learners), len(METRICS), dtype=torch.float64, device=self.learners[0].device)
         while any(left.values()):
             now = {number: min(steps, self._steps_per_call) for number, steps in left.items()}
@@ -399,16 +399,19 @@ class FusedGroup(LearnerGroup):
             if should_stop is not None and should_stop():
                 break
         return {
-            number: failures[number] or self.learners[number]._means(sums[number], steps - left[number])
-            for number, (_, steps) in work.items()
+            number: steps
+            if isinstance(steps, Exception)
+            else self.learners[number]._means(sums[number], steps - left[number])
+            for number, steps in asked.items()
         }
 
-    def _check(self, number: int, replay: Replay, gradient_steps: int) -> None:
-        """Raise what an earlier update of a learner has met, and what is wrong with its arguments."""
+    def _check(self, number: int, replay: Replay, gradient_steps: int) -> int:
+        """Return the gradient steps; raise what an earlier update has met, and what is wrong with the arguments."""
         self._engines.seats[number].check()
-        check_update_arguments(replay, gradient_steps, self.learners[number].config.batch_size)
+        gradient_steps = check_update_arguments(replay, gradient_steps, self.learners[number].config.batch_size)
         self.learners[number]._rows_of(replay)
         self.learners[number]._checked_actor()
+        return gradient_steps
 
 
 def _settings(observation_dim: int, action_dim: int, config: SACConfig) -> UpdateSettings:

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from sacfast.config import SACConfig, check_backend
 from sacfast.networks import Actor
+from sacfast.scalars import as_int
 from sacfast.types import Batch, Metrics
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
+_SECONDS_PER_LOOK = 0.01  # between two looks at whether what is waited for can still end
 
 
 class Replay(Protocol):
@@ -37,7 +39,11 @@ class Replay(Protocol):
         ...
 
     def draw(self, count: int) -> Tensor:
-        """Draw the numbers of `count` rows [count] int64, as that many transitions are sampled."""
+        """Draw the numbers of `count` rows [count] int64, as that many transitions are sampled.
+
+        `draw(a + b)` must return what `draw(a)` and `draw(b)` in turn return: how many updates are drawn for at once
+        depends on the time that they take. A buffer that draws otherwise does not repeat a run.
+        """
         ...
 
 
@@ -68,7 +74,7 @@ class Learner(Protocol):
         `should_stop` is asked between updates; once it says True no more are made: `gradient_updates` tells how many
         were. At least one is made. Python's signal handlers run between updates too: Ctrl-C does not wait for the last.
 
-        With 0 steps nothing changes and the means are NaN. Raises TypeError when `gradient_steps` is no int,
+        With 0 steps nothing changes and the means are NaN. Raises TypeError when `gradient_steps` is no whole number,
         ValueError when it is negative or when `replay` holds fewer transitions than one minibatch.
         """
         ...
@@ -78,7 +84,10 @@ class Learner(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return copies of everything that an exact resume needs, by name."""
+        """Return copies of everything that an exact resume needs, by name.
+
+        Raises RuntimeError while another thread is updating this learner.
+        """
         ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -192,14 +201,12 @@ def check_float32(config: SACConfig, where: str) -> None:
         )
 
 
-def check_update_arguments(replay: Replay, gradient_steps: int, batch_size: int) -> None:
-    """Raise what `Learner.update` documents, before anything is changed."""
-    if not isinstance(gradient_steps, int) or isinstance(gradient_steps, bool):
-        raise TypeError(f"gradient_steps: expected an int >= 0, got {gradient_steps!r}")
-    if gradient_steps < 0:
-        raise ValueError(f"gradient_steps: expected an int >= 0, got {gradient_steps}")
+def check_update_arguments(replay: Replay, gradient_steps: int, batch_size: int) -> int:
+    """Return `gradient_steps` as an int; raise what `Learner.update` documents, before anything is changed."""
+    gradient_steps = as_int("gradient_steps", gradient_steps, 0)
     if len(replay) < batch_size:
         raise ValueError(f"replay: expected at least batch_size ({batch_size}) transitions, got {len(replay)}")
+    return gradient_steps
 
 
 def check_batch(learner: Learner, batch: Batch) -> None:
@@ -244,38 +251,67 @@ def _check_data(
 
 
 class Turn:
-    """Admits one thread of the process that made it at a time, and refuses the others: they would spoil its work."""
+    """Lets one thread at a time update a learner or read its state, in the process that made it.
+
+    A read is short, so whoever comes meanwhile waits for it. An update may take long: while one is under way, or waits
+    for a read, a second update and a read are refused.
+    """
 
     def __init__(self) -> None:
         """Belong to the process that calls."""
         self._process = os.getpid()
-        self._lock = threading.Lock()
+        self._updating = threading.Lock()  # held by an update that waits, too: reads in a loop do not keep it waiting
+        self._at_work = threading.Lock()
+        self._reader: int | None = None  # the thread that reads
 
     def __enter__(self) -> None:
-        """Begin; raises RuntimeError in another process, and while another thread is at work."""
+        """Begin an update; raises RuntimeError in another process, and while another update is under way."""
         if os.getpid() != self._process:
             raise RuntimeError(
                 "learner: made before this process was forked, and torch's threads were not; build it in this process, "
                 "or start the process by spawn"
             )
-        self._begin()
+        if not self._updating.acquire(blocking=False):
+            raise _in_use()
+        try:
+            while not self._at_work.acquire(timeout=_SECONDS_PER_LOOK):
+                self._check_reader()
+        except BaseException:
+            self._updating.release()
+            raise
 
     def __exit__(self, *_: object) -> None:
-        """End."""
-        self._lock.release()
+        """End the update."""
+        self._at_work.release()
+        self._updating.release()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Admit as `__enter__` does, but in a forked process too: a copy can be read."""
-        self._begin()
+        """Begin and end a read, which a forked process may do too: it has a copy.
+
+        Raises RuntimeError while an update is under way.
+        """
+        while True:
+            if self._updating.locked():
+                raise _in_use()
+            if self._at_work.acquire(timeout=_SECONDS_PER_LOOK):
+                break
+            self._check_reader()
+        self._reader = threading.get_ident()
         try:
             yield
         finally:
-            self._lock.release()
+            self._reader = None
+            self._at_work.release()
 
-    def _begin(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError("learner: in use by another thread")
+    def _check_reader(self) -> None:
+        """Raise RuntimeError where the reader would never end: a forked process lacks its thread, or it waits here."""
+        if os.getpid() != self._process or self._reader == threading.get_ident():
+            raise _in_use()
+
+
+def _in_use() -> RuntimeError:
+    return RuntimeError("learner: in use by another thread")
 
 
 def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

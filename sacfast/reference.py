@@ -63,8 +63,8 @@ class ReferenceLearner:
     On the CPU it runs eagerly. On CUDA, where launching the small operators would take longer than running
     them, `update` captures it in a CUDA graph (see `_CapturedUpdate`).
 
-    It belongs to the process that made it, and to one thread at a time. The caller's no_grad, inference_mode and
-    autocast do not reach into it.
+    It belongs to the process that made it, and is updated by one thread at a time. The caller's no_grad, inference_mode
+    and autocast do not reach into it.
     """
 
     def __init__(
@@ -173,15 +173,15 @@ class ReferenceLearner:
         and `value_loss` with a value network. Nothing here waits for the device. `should_stop` is as in
         `Learner.update`.
 
-        With 0 steps nothing changes and the means are NaN. Raises TypeError when `gradient_steps` is no int,
-        ValueError when it is negative or when `replay` holds fewer transitions than one minibatch, both for a
-        minibatch of another shape, dtype or device; RuntimeError when another thread is at work on this learner, when
+        With 0 steps nothing changes and the means are NaN. Raises TypeError when `gradient_steps` is no whole
+        number, ValueError when it is negative or when `replay` holds fewer transitions than one minibatch, both for a
+        minibatch of another shape, dtype or device; RuntimeError when another thread is updating this learner, when
         this process was forked from the one that made it, or when a network's parameters lie elsewhere than they were
         made. On the CPU FloatingPointError when a loss, a gradient or an optimiser's second moment is not finite: that
         step and those after it are not made, the steps before it of that update are. On CUDA, where to look would mean
         to wait, the metrics show it.
         """
-        check_update_arguments(replay, gradient_steps, self.config.batch_size)
+        gradient_steps = check_update_arguments(replay, gradient_steps, self.config.batch_size)
         with self._at_work():
             self._metric_sum.zero_()
             made = 0
@@ -352,7 +352,7 @@ class ReferenceLearner:
         `actor.*`, `critic.*`, `target_critic.*` (v1: `value.*`, `target_value.*`) are parameters;
         `*_optimizer.{step, exp_avg, exp_avg_sq}` Adam's state, its moments flat [P]; `log_alpha` the learned
         temperature; `gradient_updates` a count; `noise_state` the Philox state, or that of torch's generator. Raises
-        RuntimeError when another thread is at work on this learner, or when a network's parameters lie elsewhere than
+        RuntimeError when another thread is updating this learner, or when a network's parameters lie elsewhere than
         they were made.
         """
         with self._turn.reading():

@@ -325,6 +325,8 @@ TABLE: dict[str, dict[str, list[str]]] = {
             THREADS + "test_two_learners_work_at_once",
             THREADS + "test_a_learner_refuses_a_second_thread_and_survives_it",
             HERE + "test_a_second_thread_is_refused_whatever_it_asks",
+            "test_learner.py::test_reads_of_another_thread_do_not_disturb_updates",
+            "test_learner.py::test_who_would_wait_for_ever_is_refused",
         ],
         "replay": [HERE + "test_threads_may_share_a_replay_buffer"],
         "trainer": [HERE + "test_two_runs_in_two_threads"],

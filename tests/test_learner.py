@@ -1,13 +1,17 @@
+import os
 import signal
+import threading
+import time
 from types import FrameType
 
+import numpy as np
 import pytest
 import torch
 from learner_cases import assert_states_equal, make_config, random_replay
 
 from sacfast.config import BACKENDS, SACConfig
 from sacfast.fused import FusedLearner
-from sacfast.learner import check_state, check_update_arguments, make_learner, metric_names, side_by_side
+from sacfast.learner import Turn, check_state, check_update_arguments, make_learner, metric_names, side_by_side
 from sacfast.reference import ReferenceLearner
 from sacfast.types import Batch, Metrics
 
@@ -78,6 +82,7 @@ def test_sizes_below_one_are_refused(sizes, name, backend):
         (-1, 1, ValueError, "gradient_steps: expected an int >= 0, got -1"),
         (0.5, 1, TypeError, "gradient_steps: expected an int >= 0, got 0.5"),
         (True, 1, TypeError, "gradient_steps: expected an int >= 0, got True"),
+        ("1", 1, TypeError, "gradient_steps: expected an int >= 0, got '1'"),
         (1, 2, ValueError, r"replay: expected at least batch_size \(2\) transitions, got 1"),
     ],
 )
@@ -85,6 +90,91 @@ def test_update_arguments_are_checked(gradient_steps, batch_size, error, message
     check_update_arguments(OneTransition(), 0, batch_size=1)
     with pytest.raises(error, match=message):
         check_update_arguments(OneTransition(), gradient_steps, batch_size)
+
+
+@every_backend
+@pytest.mark.parametrize("one", [np.int64(1), np.int32(1), 1.0])
+def test_gradient_steps_may_be_a_whole_number_of_any_kind(backend, one):
+    learner = make_learner(3, 2, SACConfig(hidden_sizes=(8,), batch_size=1), backend=backend)
+    learner.update(OneTransition(), one)
+    assert learner.gradient_updates == 1
+
+
+@every_backend
+def test_reads_of_another_thread_do_not_disturb_updates(backend):
+    learner = make_learner(3, 2, SACConfig(hidden_sizes=(8,), batch_size=1), backend=backend)
+    outcomes = []
+    done = threading.Event()
+
+    def read():
+        while not done.is_set():
+            try:
+                outcomes.append(int(learner.state_dict()["gradient_updates"]))
+            except RuntimeError as error:
+                outcomes.append(str(error))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for _ in range(200):
+            learner.update(OneTransition())
+            learner.wait()
+            learner.state_dict()
+    finally:
+        done.set()
+        reader.join()
+    assert learner.gradient_updates == 200
+    counts = [outcome for outcome in outcomes if isinstance(outcome, int)]
+    assert counts == sorted(counts)
+    assert counts
+    assert {outcome for outcome in outcomes if isinstance(outcome, str)} <= {"learner: in use by another thread"}
+
+
+def test_an_update_waits_for_a_read_and_keeps_others_out():
+    turn, updated = Turn(), threading.Event()
+
+    def update():
+        with turn:
+            updated.set()
+
+    updater = threading.Thread(target=update)
+    with turn.reading():
+        updater.start()
+        while not turn._updating.locked():
+            assert updater.is_alive()
+            time.sleep(1e-3)
+        assert not updated.wait(0.05)
+        for begin in (turn, turn.reading()):
+            with pytest.raises(RuntimeError, match="learner: in use by another thread"), begin:
+                pass
+    assert updated.wait(60)
+    updater.join()
+    with turn, pytest.raises(RuntimeError, match="learner: in use by another thread"), turn.reading():
+        pass
+
+
+def test_who_would_wait_for_ever_is_refused():
+    """A signal's handler comes in the middle of its own thread's read; a forked process lacks the reading thread."""
+    turn = Turn()
+    with turn.reading():
+        for begin in (turn, turn.reading()):
+            with pytest.raises(RuntimeError, match="learner: in use by another thread"), begin:
+                pass
+    reading, leave = threading.Event(), threading.Event()
+
+    def read():
+        with turn.reading():
+            reading.set()
+            leave.wait(60)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert reading.wait(60)
+    turn._process = os.getppid()  # as a child finds it
+    with pytest.raises(RuntimeError, match="learner: in use by another thread"), turn.reading():
+        pass
+    leave.set()
+    reader.join()
 
 
 def test_check_state_lists_every_fault():

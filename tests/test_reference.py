@@ -341,7 +341,7 @@ def test_no_updates_change_nothing():
     ("gradient_steps", "length", "error", "message"),
     [
         (-1, 64, ValueError, "gradient_steps: expected an int >= 0, got -1"),
-        (1.0, 64, TypeError, "gradient_steps: expected an int >= 0, got 1.0"),
+        (1.5, 64, TypeError, "gradient_steps: expected an int >= 0, got 1.5"),
         (True, 64, TypeError, "gradient_steps: expected an int >= 0, got True"),
         (1, 15, ValueError, r"replay: expected at least batch_size \(16\) transitions, got 15"),
     ],

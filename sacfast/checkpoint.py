@@ -13,6 +13,7 @@ read as a mapped file, without a second copy in memory.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -155,7 +156,7 @@ def _check_file(path: Path, manifest: Mapping[str, Any]) -> None:
     if not os.path.lexists(path):
         raise CheckpointError(f"{path}: expected the file that {MANIFEST} lists, but it is missing")
     try:
-        with files.open_regular(path, "rb") as file:
+        with files.open_regular(files.target_of(path), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size != manifest.get("sizes", {}).get(name, size):
                 raise CheckpointError(
@@ -184,7 +185,7 @@ def read_manifest(directory: Path | str) -> dict[str, Any]:
     if not os.path.lexists(path):
         raise CheckpointError(f"{directory}: expected a checkpoint directory with a {MANIFEST}, found none")
     try:
-        content = files.read_bytes(path, MANIFEST_BYTES)
+        content = files.read_bytes(files.target_of(path), MANIFEST_BYTES)
     except OSError as error:
         raise CheckpointError(f"{path}: expected a manifest that can be read, got an error: {error}") from error
     try:
@@ -228,8 +229,8 @@ def _check_listing(path: Path, manifest: Mapping[str, Any], version: int) -> Non
 
 
 def is_checkpoint(directory: Path) -> bool:
-    """Tell whether a directory has a checkpoint's manifest."""
-    return files.is_regular(directory / MANIFEST)
+    """Tell whether a directory has a checkpoint's manifest, or a link to one."""
+    return (directory / MANIFEST).is_file()
 
 
 def step_name(step: int) -> str:
@@ -243,15 +244,16 @@ def step_of(path: Path) -> int | None:
     return None if found is None else int(found[1])
 
 
-def candidates(folder: Path) -> list[Path]:
+def candidates(folder: Path, follow_links: bool = False) -> list[Path]:
     """Return all that is named `step_N` in a run's checkpoints folder, sound or not, the oldest first.
 
     A save that was killed between its two renames leaves a checkpoint under the name `step_N.old`: it counts.
 
     Raises:
-        OSError: `folder` is there, and is no folder or cannot be listed.
+        OSError: `folder` is there, and is no folder or cannot be listed. A link to a folder is one with `follow_links`.
     """
-    names = {name.removesuffix(".old") for name in files.list_folder(folder)}
+    listed = files.target_of(folder) if follow_links and folder.is_dir() else folder
+    names = {name.removesuffix(".old") for name in files.list_folder(listed)}
     found = {folder / name: step for name in names if (step := step_of(folder / name)) is not None}
     return sorted(found, key=lambda path: found[path])
 
@@ -261,11 +263,17 @@ def steps(folder: Path) -> list[Path]:
     return [path for path in candidates(folder) if files.is_folder(path) and is_checkpoint(path)]
 
 
-def take(path: Path | str, read: Callable[[Path], _Result]) -> _Result:
+def take(path: Path | str, read: Callable[[Path], _Result], follow_links: bool = True) -> _Result:
     """Return what `read` makes of the checkpoint `path`, or of the newest one in the run directory `path`.
 
     A checkpoint of a run that `read` refuses, by whatever exception, is passed over for the one before it, and a
     warning says so. A package that is not installed is no checkpoint's fault.
+
+    Args:
+        path: a checkpoint or a run directory.
+        read: is called with the path of a checkpoint.
+        follow_links: whether a run's checkpoints, their folder and their files may be links, as a cache of downloads
+            and a larger disk have it. False: a linked one is refused, for a run that goes on writes there.
 
     Raises:
         CheckpointError: neither a checkpoint nor a run directory with one, or `read` has refused all.
@@ -273,8 +281,8 @@ def take(path: Path | str, read: Callable[[Path], _Result]) -> _Result:
     """
     path = Path(path)
     try:
-        is_single = path.is_file() or is_checkpoint(_present(path))
-        found = [path] if is_single else candidates(path / "checkpoints")
+        is_single = path.is_file() or os.path.lexists(_present(path) / MANIFEST)
+        found = [path] if is_single else candidates(path / "checkpoints", follow_links)
     except OSError as error:
         raise CheckpointError(f"{path}: expected checkpoints that can be listed, got an error: {error}") from error
     if not found:
@@ -282,8 +290,8 @@ def take(path: Path | str, read: Callable[[Path], _Result]) -> _Result:
     faults: list[str] = []
     for candidate in reversed(found):
         try:
-            if not is_single:
-                files.check_folder(_present(candidate))
+            if not follow_links:
+                _check_no_links(_present(candidate))
             result = read(candidate)
         except ImportError:
             raise
@@ -297,6 +305,13 @@ def take(path: Path | str, read: Callable[[Path], _Result]) -> _Result:
     if is_single:
         raise CheckpointError(faults[0])
     raise CheckpointError(f"{path}: found no checkpoint that can be taken: {'; '.join(faults)}")
+
+
+def _check_no_links(directory: Path) -> None:
+    """Raise OSError for a checkpoint that is a link, or has a file that is one."""
+    for name in files.list_folder(directory):
+        if (directory / name).is_symlink():
+            raise OSError(errno.ELOOP, f"expected a regular file, got {files.kind_of(directory / name)}", name)
 
 
 def _describe(error: Exception, candidate: Path) -> str:
@@ -382,9 +397,9 @@ def _owned(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() if name in shared else tensor for name, tensor in host.items()}
 
 
-def _sync(path: Path) -> None:
-    """Push a file's, or a directory's, content to the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+def _sync(path: Path, kind: int = os.O_NOFOLLOW) -> None:
+    """Push the content of a file, or of a directory with `kind` os.O_DIRECTORY, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | kind)
     try:
         os.fsync(descriptor)
     finally:
@@ -398,7 +413,7 @@ def _rename_over(partial: Path, directory: Path) -> None:
         files.remove(replaced)
         directory.rename(replaced)
     partial.rename(directory)
-    _sync(directory.parent)
+    _sync(directory.parent, os.O_DIRECTORY)  # the user has named it, so it may be reached by a link
     files.remove(replaced)
 
 

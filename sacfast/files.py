@@ -1,7 +1,8 @@
 """Files in a directory that others can write to: regular files alone, of bounded size, and no link is followed.
 
-A link in a run directory would make its owner read or overwrite any file of his, a FIFO would make him wait for ever,
-and a file of a terabyte would fill his memory. The directory itself may be reached by a link.
+A link in a run directory would make its owner overwrite any file of his, a FIFO would make him wait for ever, and a
+file of a terabyte would fill his memory. The directory itself may be reached by a link, and who only reads a checkpoint
+follows links to regular files: see `target_of`.
 """
 
 from __future__ import annotations
@@ -85,9 +86,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
-def is_regular(path: Path) -> bool:
-    """Tell whether a regular file lies at `path` itself, not behind a link."""
-    return not path.is_symlink() and path.is_file()
+def target_of(path: Path) -> Path:
+    """Return where `path` leads to through links, whether or not anything lies there."""
+    return Path(os.path.realpath(path))
 
 
 def is_folder(path: Path) -> bool:

@@ -144,8 +144,8 @@ class MetricsLogger:
             return
         if resume_step is None:
             check_run_dir(run_dir, overwrite)
-        for name in _FOLDERS:
-            files.check_folder(run_dir / name)
+        else:
+            _check_folders(run_dir)
         writer_class = import_summary_writer() if tensorboard else None
         run_dir.mkdir(parents=True, exist_ok=True)
         if wandb:
@@ -415,15 +415,25 @@ def _mirror(tracker: str, write: Callable[[], object]) -> None:
 
 
 def check_run_dir(run_dir: Path, overwrite: bool) -> None:
-    """Raise FileExistsError if `run_dir` already holds a run, or is a file, and must not be overwritten."""
+    """Raise FileExistsError if `run_dir` already holds a run, or is a file, and must not be overwritten.
+
+    Raises NotADirectoryError for a link or a file in the place of a folder that a run writes to.
+    """
     if run_dir.exists() and not run_dir.is_dir():
         raise FileExistsError(f"run_dir: expected a directory, got the file {run_dir}")
+    _check_folders(run_dir)
     held = [name for name in (*_FILES, CHECKPOINTS) if (run_dir / name).exists()]
     if held and not overwrite:
         raise FileExistsError(
             f"run_dir: {run_dir} already holds a run ({', '.join(held)}); expected another directory, "
             "or overwrite (--overwrite) to replace it"
         )
+
+
+def _check_folders(run_dir: Path) -> None:
+    """Raise NotADirectoryError for a link or a file in the place of a folder that a run writes to."""
+    for name in _FOLDERS:
+        files.check_folder(run_dir / name)
 
 
 def _remove_run(run_dir: Path) -> None:

@@ -140,6 +140,7 @@ class SAC:
             ValueError: a value out of range, an unknown or unsupported task, a device that is not there.
             ImportError: a package that the task or a setting needs is not installed.
             FileExistsError: `run_dir` already holds a run and `overwrite` is False.
+            NotADirectoryError: `run_dir` has a link or a file in the place of a folder that a run writes to.
         """
         train, algorithm = _split_fields(fields)
         self._build(TrainConfig(env_id=env_id, **train), SACConfig(**algorithm))
@@ -196,7 +197,9 @@ class SAC:
         if config is not None:
             resolve_device(fields.get("device", saved.config_of(CONFIG_FILE, TrainConfig, config["train"]).device))
         if not saved.has_no_checkpoint(run_dir):
-            model, position, manifest = checkpoint.take(run_dir, lambda path: cls._restore(path, config, fields))
+            model, position, manifest = checkpoint.take(
+                run_dir, lambda path: cls._restore(path, config, fields), follow_links=False
+            )
             # Not before the checkpoint is taken: that an environment fails on the way is no fault of the checkpoint.
             model._reopen_env(position, manifest["train"])
             _warn_of_changes({**manifest["versions"], "torch threads": manifest["torch_threads"]}, model._conditions())

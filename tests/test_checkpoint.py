@@ -1,6 +1,8 @@
 import json
 import os
 import pickle
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,50 @@ def test_every_write_is_synced_before_the_name_appears(tmp_path: Path, monkeypat
     checkpoint.save(tmp_path / "model", some_tensors(), {})
     files = ["learner.safetensors", "noise.safetensors", "manifest.json"]
     assert events == [*files, "model.tmp", "model.tmp -> model", tmp_path.name]
+
+
+def test_a_checkpoint_is_saved_through_a_link_to_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    for value in (1.0, 2.0):
+        checkpoint.save(tmp_path / "link" / "model", {"learner": {"only": torch.full((1,), value)}}, {})
+        assert [path.name for path in (tmp_path / "disk").iterdir()] == ["model"]
+        assert checkpoint.load(tmp_path / "disk" / "model").tensors["learner"]["only"].item() == value
+
+
+def linked_copy(saved: Path) -> Path:
+    """A folder of links to a checkpoint's files, under other names, as a cache of downloads has it."""
+    blobs, linked = saved.with_name("blobs"), saved.with_name("linked")
+    saved.rename(blobs)
+    linked.mkdir()
+    for number, path in enumerate(sorted(blobs.iterdir())):
+        (linked / path.name).symlink_to(path.rename(blobs / str(number)))
+    return linked
+
+
+def test_a_checkpoint_of_links_is_read_where_nothing_is_written(saved: Path) -> None:
+    linked = linked_copy(saved)
+    assert set(checkpoint.load(linked).tensors) == {"learner", "noise"}
+    assert checkpoint.take(linked, lambda path: path) == linked
+    with pytest.raises(CheckpointError, match=r"expected a regular file, got a link to .*blobs/0"):
+        checkpoint.take(linked, lambda path: path, follow_links=False)
+
+
+@pytest.mark.parametrize(("plant", "said"), [(os.mkfifo, "a FIFO"), (Path.mkdir, "directory")])
+@pytest.mark.parametrize("name", ["learner.safetensors", "manifest.json"])
+def test_a_link_to_no_regular_file_is_refused(saved: Path, plant: Callable[[Path], None], said: str, name: str) -> None:
+    linked = linked_copy(saved)
+    (linked / name).readlink().unlink()
+    plant((linked / name).readlink())
+    with pytest.raises(CheckpointError, match=f"{name}: .*{said}"):
+        checkpoint.load(linked)
+
+
+def test_a_link_to_nothing_is_refused_by_name(saved: Path) -> None:
+    linked = linked_copy(saved)
+    shutil.rmtree(saved.with_name("blobs"))
+    with pytest.raises(CheckpointError, match=r"manifest\.json: .*No such file .*blobs"):
+        checkpoint.take(linked, checkpoint.load)
 
 
 def test_an_interrupted_write_leaves_the_old_checkpoint(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

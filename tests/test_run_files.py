@@ -446,6 +446,43 @@ def test_a_link_to_a_checkpoint_is_passed_over(run_dir: Path, caplog: pytest.Log
     assert SAC.load(newest(run_dir)).timesteps == NEWEST  # the user has named it
 
 
+@pytest.mark.parametrize("what", ["files", "checkpoint", "folder"])
+def test_a_run_of_links_is_read_and_not_gone_on_with(
+    run_dir: Path, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Checkpoints may have been moved to a larger disk, or their files to a store of data."""
+    moved = run_dir.parent / "moved"
+    folder = run_dir / "checkpoints" if what == "folder" else newest(run_dir)
+    folder.rename(moved)
+    if what == "files":
+        folder.mkdir()
+        for path in moved.iterdir():
+            (folder / path.name).symlink_to(path)
+    else:
+        folder.symlink_to(moved)
+    before = content(moved)
+    model = SAC.load(run_dir)
+    assert model.timesteps == NEWEST
+    assert model.loaded_from == newest(run_dir)
+    assert not caplog.records
+    if what == "folder":
+        with pytest.raises(CheckpointError, match=r"checkpoints: .*expected a folder, got a link to .*moved"):
+            SAC.resume(run_dir)
+    else:
+        assert SAC.resume(run_dir).timesteps == OLDER
+        assert "link to" in caplog.text
+    assert content(moved) == before
+
+
+def test_a_run_does_not_begin_where_its_folder_is_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "disk")
+    for overwrite in (False, True):
+        with pytest.raises(NotADirectoryError, match=r"expected a folder, got a link to .*disk"):
+            small(tmp_path / "run", overwrite=overwrite)
+
+
 @pytest.mark.parametrize("error", [PermissionError(13, "denied"), OSError(5, "I/O error"), MemoryError("too large")])
 def test_an_error_of_the_system_is_passed_over(
     run_dir: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

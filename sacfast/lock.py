@@ -56,7 +56,7 @@ class RunLock:
         self._lock()
         assert self._file is not None
         try:
-            found = files.read_bytes(self._run_dir / LOCK_FILE, _LOCK_BYTES)
+            found = _content(self._file)
             if self._known not in (None, found):
                 raise RunInUseError(
                     f"run_dir: {self._run_dir} was taken up by {_owner(found)} since this model had it; resume the run "
@@ -87,8 +87,9 @@ class RunLock:
             OSError: the lock file is no regular file, or it cannot be made.
         """
         self._lock()
+        assert self._file is not None
         try:
-            self._known = files.read_bytes(self._run_dir / LOCK_FILE, _LOCK_BYTES)
+            self._known = _content(self._file)
             yield
         finally:
             self.release()
@@ -98,8 +99,8 @@ class RunLock:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            owner = _owner(_content(file))
             file.close()
-            owner = _owner(files.read_bytes(self._run_dir / LOCK_FILE, _LOCK_BYTES))
             raise RunInUseError(
                 f"run_dir: {self._run_dir} is in use by {owner}; wait for it to end, or choose another directory"
             ) from None
@@ -115,6 +116,11 @@ class RunLock:
 @cache
 def _warn_once(message: str) -> None:
     _LOG.warning("%s", message)
+
+
+def _content(file: io.FileIO) -> bytes:
+    """Return the first bytes of a lock file: more than a holder writes, and as few as fit whatever lies there."""
+    return os.pread(file.fileno(), _LOCK_BYTES, 0)
 
 
 def _owner(content: bytes) -> str:

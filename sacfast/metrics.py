@@ -129,7 +129,7 @@ class MetricsLogger:
             wandb: whether they also go to Weights & Biases, as its environment variables say.
             resume_step: go on with the run in `run_dir` after this many transitions: later lines, of work that was
                 lost, are removed; None: a new run. On W&B what follows is a run of its own. A file of metrics with a
-                damaged line is set aside as metrics.jsonl.damaged, and its lines before that are kept.
+                damaged line is set aside as metrics.jsonl.damaged, and its sound lines are kept.
 
         Raises:
             FileExistsError: `run_dir` already holds a run, `overwrite` is False and nothing is resumed.
@@ -355,15 +355,24 @@ def _read_rows(path: Path) -> list[dict[str, float | None]]:
 def _rows(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
     """Yield every line of metrics, read and as it is written. Raises RunError that names the first damaged line."""
     step = -math.inf
+    for number, line in _lines(path):
+        try:
+            row = _parse_line(line, step)
+        except ValueError as error:
+            raise RunError(f"{path}: line {number}: {error}") from error
+        step = row["step"]
+        yield row, line
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the number and the content of every line; of one that is too long LINE_BYTES + 1 bytes. Raises RunError."""
     try:
         with io.BufferedReader(files.open_regular(path, "rb")) as file:
             for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES + 1), b""), start=1):
-                try:
-                    row = _parse_line(line, step)
-                except ValueError as error:
-                    raise RunError(f"{path}: line {number}: {error}") from error
-                step = row["step"]
-                yield row, line
+                rest = line
+                while len(rest) > LINE_BYTES and not rest.endswith(b"\n"):
+                    rest = file.readline(LINE_BYTES + 1)
+                yield number, line
     except OSError as error:
         raise RunError(f"{path}: expected a file that can be read, got an error: {error}") from error
 
@@ -455,23 +464,45 @@ def _remove_run(run_dir: Path) -> None:
 
 
 def _cut_metrics(path: Path, step: int) -> None:
-    """Keep the lines up to `step` transitions. A file with a damaged one among them is set aside as it is."""
+    """Keep the sound lines up to `step` transitions. A file that also has damaged ones is set aside as it is."""
     kept: list[bytes] = []
-    fault = None
+    faults: list[str] = []
     try:
-        for row, line in _rows(path):
-            if row["step"] > step:
-                break
-            kept.append(line.removesuffix(b"\n") + b"\n")
+        for row in _sound_lines(path, step, faults):
+            kept.append(row.removesuffix(b"\n") + b"\n")
     except RunError as error:
-        fault = error
-    if fault is not None and os.path.lexists(path):
+        faults.append(str(error))
+    if faults and os.path.lexists(path):
         aside = files.free_name(path.with_name(path.name + DAMAGED))
         path.rename(aside)
-        _LOG.warning("%s; the %d lines before it are kept, the whole file is now %s", fault, len(kept), aside)
-    elif fault is not None:
+        more = f" (the first of {len(faults)} damaged lines)" if len(faults) > 1 else ""
+        _LOG.warning(
+            "%s%s; the %d sound lines up to %d transitions are kept, the whole file is now %s",
+            *(faults[0], more, len(kept), step, aside),
+        )
+    elif faults:
         _LOG.warning("%s: expected the metrics of the run, found none: a new file is begun", path)
     files.write_bytes(path, b"".join(kept))
+
+
+def _sound_lines(path: Path, at_most: int, faults: list[str]) -> Iterator[bytes]:
+    """Yield the lines of at most `at_most` transitions that can be read and never go back; add the others' `faults`."""
+    least = -math.inf
+    beyond = None  # a line, and its step, of more transitions: those may only come at the end
+    for number, line in _lines(path):
+        try:
+            step = _parse_line(line, least)["step"]
+        except ValueError as error:
+            faults.append(f"{path}: line {number}: {error}")
+            continue
+        if step > at_most:
+            beyond = number, step
+            continue
+        if beyond is not None:
+            faults.append(f"{path}: line {beyond[0]}: expected a 'step' of at most {step}, got {beyond[1]}")
+            beyond = None
+        least = step
+        yield line
 
 
 def _finite(value: Any) -> Any:

@@ -170,11 +170,13 @@ class SAC:
                 code is run because a file says so.
 
         Raises:
-            ValueError: `seed` is given, or a field has a value that does not fit the machine.
+            TypeError: a field has a value of a wrong type.
+            ValueError: `seed` is given, or a field is unknown or has a value out of range or not for this machine.
             CheckpointError: no checkpoint is sound, of this run and its task, and whole with its replay buffer; or
                 there is none, and other files say that there was one.
             ImportError: a package that the run needs is not installed: EnvPool, where it was begun with it.
             RunInUseError: another model, of this process or another one, is at work in `run_dir`.
+            OSError: `run_dir` cannot be written to, or something else than a file is in the place of its `lock`.
         """
         run_dir = Path(run_dir)
         fields = {**fields, "run_dir": run_dir}

@@ -205,6 +205,16 @@ def test_a_link_in_the_place_of_the_lock_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK_FILE]
 
 
+def test_a_lock_file_of_any_size_keeps_no_run_from_going_on(tmp_path: Path) -> None:
+    model = small(tmp_path).learn(20)
+    (tmp_path / LOCK_FILE).write_bytes(b"x" * 1_000_000)
+    with pytest.raises(RunInUseError, match="was taken up by another process since this model had it"):
+        model.learn(20)
+    model = SAC.resume(tmp_path).learn(20)
+    assert model.timesteps == 40
+    assert (tmp_path / LOCK_FILE).stat().st_size < 200
+
+
 def test_what_is_no_run_is_not_locked(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(CheckpointError, match="expected a run directory"):

@@ -476,9 +476,29 @@ def test_a_damaged_line_of_metrics_keeps_no_run_from_going_on(
         aside = tmp_path / ("metrics.jsonl.damaged" if number == 1 else "metrics.jsonl.damaged.1")
         assert aside.read_bytes() == written
         assert "line 3: expected" in caplog.text
-        assert f"the 2 lines before it are kept, the whole file is now {aside}" in caplog.text
+        assert f"the 2 sound lines up to 25 transitions are kept, the whole file is now {aside}" in caplog.text
     MetricsLogger(tmp_path, overwrite=True).close()
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+WHOLE_LINES = {name: damage for name, damage in DAMAGES.items() if damage.endswith(b"\n")}
+
+
+@pytest.mark.parametrize(
+    "damage", [*WHOLE_LINES.values(), b'{"step": 95}\n'], ids=[*WHOLE_LINES, "a step beyond those that follow"]
+)
+def test_the_sound_lines_after_a_damaged_one_are_kept(
+    tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = b'{"step": 10}\n' + damage + b'{"step": 20}\n{"step": 25}\n' + damage + b'{"step": 25}\n{"step": 30}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(written)
+    logger = MetricsLogger(tmp_path, resume_step=25)
+    logger.log({"step": 40})
+    logger.close()
+    assert [row["step"] for row in rows(tmp_path)] == [10, 20, 25, 25, 40]
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == written
+    assert "line 2: expected" in caplog.text
+    assert "(the first of 2 damaged lines); the 4 sound lines up to 25 transitions are kept" in caplog.text
 
 
 def test_a_last_line_without_its_end_is_kept_and_given_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -233,8 +233,13 @@ T* pointer(const Tensor& tensor) {
 // An uninitialised tensor of the dtype and device of `like`.
 inline Tensor empty_strided(IntView sizes, IntView strides, const Tensor& like) {
   AtenTensorHandle handle = nullptr;
-  SACFAST_TORCH(aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()), sizes.data, strides.data,
-                                         like.dtype().code, like.device().type, like.device().index, &handle));
+  if (aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()), sizes.data, strides.data, like.dtype().code,
+                               like.device().type, like.device().index, &handle) != AOTI_TORCH_SUCCESS) {
+    std::ostringstream message;  // the ABI does not hand torch's own on
+    message << "can't allocate memory for a result of shape " << sizes << " and " << like.element_size()
+            << " bytes an element";
+    throw std::runtime_error(message.str());
+  }
   return Tensor(handle, like.dtype(), like.device());
 }
 
@@ -244,7 +249,11 @@ inline Tensor empty(IntView sizes, const Tensor& like) {
   std::int64_t stride = 1;
   for (std::size_t d = sizes.size(); d-- > 0;) {
     strides[d] = stride;
-    stride *= std::max<std::int64_t>(sizes[d], 1);
+    if (__builtin_mul_overflow(stride, std::max<std::int64_t>(sizes[d], 1), &stride)) {
+      std::ostringstream message;
+      message << "overflow: no tensor can have the shape " << sizes;
+      throw std::runtime_error(message.str());
+    }
   }
   return empty_strided(sizes, strides, like);
 }

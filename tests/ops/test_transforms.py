@@ -283,7 +283,8 @@ class TestRandomnessOfVmap:
     @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
     def test_same(self, call):
         out = vmap(call, randomness="same")(torch.zeros(5))
-        assert torch.equal(out, out[:1].expand(5, 4, 3))
+        # Plain torch rounds its vectors and the ends of rows differently: float32, sums of a few terms of order 1.
+        torch.testing.assert_close(out, out[:1].expand(5, 4, 3), rtol=1e-5, atol=1e-6)
         assert len(out[0].flatten().unique()) == 12
 
     @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)

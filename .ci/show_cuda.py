@@ -20,7 +20,7 @@ def load_ops(folder: Path) -> None:
     autograd = ctypes.CDLL(str(path))
     for device, path in paths.items():
         kernels = ctypes.CDLL(str(path))
-        autograd.sacfast_bind_kernels(kernels.sacfast_kernel, device.encode())
+        autograd.sacfast_bind_kernels(kernels.sacfast_kernel, kernels.sacfast_make_tensors_by, device.encode())
         kernels.sacfast_register_kernels()
 
 

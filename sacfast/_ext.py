@@ -66,7 +66,8 @@ def _register_kernels(library: Path, device: str, autograd: Path | None) -> None
     """Register a library's kernels with torch: by autograd in C++, which calls them faster, and by the stable ABI."""
     kernels = ctypes.CDLL(str(library))
     if autograd is not None:
-        ctypes.CDLL(str(autograd)).sacfast_bind_kernels(kernels.sacfast_kernel, device.encode())
+        bind = ctypes.CDLL(str(autograd)).sacfast_bind_kernels
+        bind(kernels.sacfast_kernel, kernels.sacfast_make_tensors_by, device.encode())
     kernels.sacfast_register_kernels()
 
 

@@ -56,6 +56,31 @@ for each in results:
 print(_ext.info()["autograd"])
 """
 
+MEMORY = """
+import gc
+import pathlib
+import torch
+from sacfast import _ext, ops
+
+torch.set_num_threads(1)
+mean, scale, state = torch.zeros(2, 3), torch.ones(3), ops.philox_state(1)
+column, alpha = torch.zeros(3), torch.tensor(0.2)
+targets, onlines = [mean.clone(), scale.clone()], [mean, scale]
+
+def call(times):
+    for _ in range(times):
+        ops.tanh_gaussian_rsample(mean, mean, generator=state, log_std_bounding="clamp", action_scale=scale)
+        ops.twin_q_target(column, column, column, column, column, alpha, 0.9)
+        ops.polyak_update_(targets, onlines, 0.1)
+    gc.collect()
+    return 4096 * int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+
+call(2000)
+before = call(2000)
+print((call(40_000) - before) / 40_000)
+print(_ext.info()["autograd"])
+"""
+
 
 def start(script: str, autograd: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SACFAST_AUTOGRAD": autograd}
@@ -84,3 +109,14 @@ def test_results_are_the_same_bits() -> None:
     assert in_python.pop() == "Python"
     assert in_cpp == in_python
     assert len(in_cpp) == 36
+
+
+@pytest.mark.parametrize(("autograd", "name"), [("", "C++"), ("python", "Python")])
+def test_calls_keep_no_memory(autograd: str, name: str) -> None:
+    """What the dispatcher hands over, or autograd in C++ takes, is freed: tensors, strings, lists, options."""
+    if autograd == "" and _ext.autograd_library() is None:
+        pytest.skip("no library of autograd in C++ was built for this torch")
+    output, _ = start(MEMORY, autograd).communicate(timeout=120)
+    growth, used = output.splitlines()
+    assert used == name
+    assert float(growth) < 12  # bytes a call: the smallest thing to forget has 16, the heap moves by some pages

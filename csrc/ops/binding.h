@@ -5,6 +5,7 @@
 // every later torch. A binding is compiled twice: for the CPU, and with SACFAST_CUDA_LIBRARY for CUDA.
 #pragma once
 
+#include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 
@@ -55,9 +56,16 @@ template <class... Parts>
     if (__builtin_expect(!(condition), 0)) ::sacfast::refuse(__VA_ARGS__); \
   } while (false)
 
-#define SACFAST_TORCH(call)                                                                                    \
-  do {                                                                                                         \
-    if (__builtin_expect((call) != AOTI_TORCH_SUCCESS, 0)) throw std::runtime_error("torch failed in " #call); \
+// Throws with what torch said, which it tells since 2.13 (before, it prints it).
+[[noreturn]] __attribute__((noinline, cold)) inline void torch_failed(const char* function) {
+  const void* what = dlsym(RTLD_DEFAULT, "torch_exception_get_what_without_backtrace");
+  throw std::runtime_error(what != nullptr ? reinterpret_cast<const char* (*)()>(const_cast<void*>(what))()
+                                           : std::string("torch failed in ") + function);
+}
+
+#define SACFAST_TORCH(function, ...)                                                                          \
+  do {                                                                                                        \
+    if (__builtin_expect(function(__VA_ARGS__) != AOTI_TORCH_SUCCESS, 0)) ::sacfast::torch_failed(#function); \
   } while (false)
 
 // ---- Tensors -----------------------------------------------------------------------------------------------------
@@ -141,12 +149,12 @@ inline std::ostream& operator<<(std::ostream& out, Device device) {
 class Tensor {
  public:
   explicit Tensor(AtenTensorHandle handle) : handle_(handle, Delete{true}) {
-    SACFAST_TORCH(aoti_torch_is_defined(handle, &defined_));
+    SACFAST_TORCH(aoti_torch_is_defined, handle, &defined_);
     if (!defined_) return;
-    SACFAST_TORCH(aoti_torch_get_dtype(handle, &dtype_.code));
-    SACFAST_TORCH(aoti_torch_get_device_type(handle, &device_.type));
+    SACFAST_TORCH(aoti_torch_get_dtype, handle, &dtype_.code);
+    SACFAST_TORCH(aoti_torch_get_device_type, handle, &device_.type);
     // The index of another device matters only beside the type.
-    if (!device_.is_cpu()) SACFAST_TORCH(aoti_torch_get_device_index(handle, &device_.index));
+    if (!device_.is_cpu()) SACFAST_TORCH(aoti_torch_get_device_index, handle, &device_.index);
   }
 
   explicit Tensor(const BorrowedTensor& tensor)
@@ -196,9 +204,9 @@ class Tensor {
     if (!layout_.known) {
       std::int64_t dim = 0;
       std::int64_t *sizes = nullptr, *strides = nullptr;
-      SACFAST_TORCH(aoti_torch_get_dim(get(), &dim));
-      SACFAST_TORCH(aoti_torch_get_sizes(get(), &sizes));
-      SACFAST_TORCH(aoti_torch_get_strides(get(), &strides));
+      SACFAST_TORCH(aoti_torch_get_dim, get(), &dim);
+      SACFAST_TORCH(aoti_torch_get_sizes, get(), &sizes);
+      SACFAST_TORCH(aoti_torch_get_strides, get(), &strides);
       layout_ = {{sizes, static_cast<std::size_t>(dim)}, {strides, static_cast<std::size_t>(dim)}, true};
     }
     return layout_;
@@ -221,26 +229,30 @@ template <class T>
 T* pointer(const Tensor& tensor) {
   if constexpr (std::is_const_v<T>) {
     const void* data = nullptr;
-    SACFAST_TORCH(torch_get_const_data_ptr(tensor.get(), &data));
+    SACFAST_TORCH(torch_get_const_data_ptr, tensor.get(), &data);
     return static_cast<T*>(data);
   } else {
     void* data = nullptr;
-    SACFAST_TORCH(torch_get_mutable_data_ptr(tensor.get(), &data));
+    SACFAST_TORCH(torch_get_mutable_data_ptr, tensor.get(), &data);
     return static_cast<T*>(data);
   }
 }
 
+// Set by autograd in C++, to which the exceptions of torch's allocators are not lost.
+inline EmptyStrided empty_strided_of_torch = nullptr;
+
 // An uninitialised tensor of the dtype and device of `like`.
 inline Tensor empty_strided(IntView sizes, IntView strides, const Tensor& like) {
   AtenTensorHandle handle = nullptr;
-  if (aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()), sizes.data, strides.data, like.dtype().code,
-                               like.device().type, like.device().index, &handle) != AOTI_TORCH_SUCCESS) {
-    std::ostringstream message;  // the ABI does not hand torch's own on
-    message << "can't allocate memory for a result of shape " << sizes << " and " << like.element_size()
-            << " bytes an element";
-    throw std::runtime_error(message.str());
+  const auto dim = static_cast<std::int64_t>(sizes.size());
+  const Device device = like.device();
+  if (empty_strided_of_torch != nullptr) {
+    handle = empty_strided_of_torch(dim, sizes.data, strides.data, like.dtype().code, device.type, device.index);
+  } else {
+    SACFAST_TORCH(aoti_torch_empty_strided, dim, sizes.data, strides.data, like.dtype().code, device.type, device.index,
+                  &handle);
   }
-  return Tensor(handle, like.dtype(), like.device());
+  return Tensor(handle, like.dtype(), device);
 }
 
 // The same, dense in row-major order.
@@ -262,15 +274,15 @@ constexpr std::int64_t kNone = 0;  // the size of a tensor that is not wanted
 
 // target <- source, broadcast to the target's shape.
 inline void copy(const Tensor& target, const Tensor& source) {
-  SACFAST_TORCH(aoti_torch_copy_(target.get(), source.get(), /*non_blocking=*/0));
+  SACFAST_TORCH(aoti_torch_copy_, target.get(), source.get(), /*non_blocking=*/0);
 }
 
-inline void fill_with_zeros(const Tensor& tensor) { SACFAST_TORCH(aoti_torch_zero_(tensor.get())); }
+inline void fill_with_zeros(const Tensor& tensor) { SACFAST_TORCH(aoti_torch_zero_, tensor.get()); }
 
 // Whether each element has a place of its own and the places are without holes.
 inline bool is_dense(const Tensor& tensor) {
   bool is_contiguous = false;
-  SACFAST_TORCH(aoti_torch_is_contiguous(tensor.get(), &is_contiguous));
+  SACFAST_TORCH(aoti_torch_is_contiguous, tensor.get(), &is_contiguous);
   if (is_contiguous) return true;
   std::vector<std::pair<std::int64_t, std::int64_t>> dimensions;  // stride, size
   for (std::size_t d = 0; d < tensor.dim(); ++d) {
@@ -446,7 +458,7 @@ class DeviceOf {
   explicit DeviceOf(const Tensor& tensor) {
     SACFAST_CHECK(tensor.is_cuda(), "expected all tensors on CUDA, got one on ", tensor.device());
     CUDAGuardHandle guard = nullptr;
-    SACFAST_TORCH(aoti_torch_create_cuda_guard(tensor.device().index, &guard));
+    SACFAST_TORCH(aoti_torch_create_cuda_guard, tensor.device().index, &guard);
     guard_.reset(guard);
   }
 
@@ -459,7 +471,7 @@ class DeviceOf {
 
 inline void* current_stream(const Tensor& tensor) {
   void* stream = nullptr;
-  SACFAST_TORCH(aoti_torch_get_current_cuda_stream(tensor.device().index, &stream));
+  SACFAST_TORCH(aoti_torch_get_current_cuda_stream, tensor.device().index, &stream);
   return stream;
 }
 
@@ -491,7 +503,7 @@ void share_among_threads(std::int64_t extent, std::int64_t grain, const Body& bo
   const auto call = [](std::int64_t begin, std::int64_t end, void* context) {
     (*static_cast<const Body*>(context))(begin, end);
   };
-  SACFAST_TORCH(torch_parallel_for(0, extent, grain, call, const_cast<Body*>(&body)));
+  SACFAST_TORCH(torch_parallel_for, 0, extent, grain, call, const_cast<Body*>(&body));
 }
 
 #define SACFAST_RUN(function, tensor, T, params, extent, grain) \
@@ -545,12 +557,12 @@ struct Parameter<TensorList> {
     const auto list = address_in<StableListOpaque>(value);
     const std::unique_ptr<StableListOpaque, AOTITorchError (*)(StableListHandle)> owner(list, torch_delete_list);
     std::size_t size = 0;
-    SACFAST_TORCH(torch_list_size(list, &size));
+    SACFAST_TORCH(torch_list_size, list, &size);
     TensorList tensors;
     tensors.reserve(size);
     for (std::size_t i = 0; i < size; ++i) {
       StableIValue item = 0;
-      SACFAST_TORCH(torch_list_get_item(list, i, &item));
+      SACFAST_TORCH(torch_list_get_item, list, i, &item);
       tensors.push_back(Parameter<Tensor>::read(item));
     }
     return tensors;
@@ -571,8 +583,8 @@ struct Parameter<std::string> {
     const std::unique_ptr<StringOpaque, AOTITorchError (*)(StringHandle)> owner(handle, torch_delete_string);
     std::size_t length = 0;
     const char* text = nullptr;
-    SACFAST_TORCH(torch_string_length(handle, &length));
-    SACFAST_TORCH(torch_string_c_str(handle, &text));
+    SACFAST_TORCH(torch_string_length, handle, &length);
+    SACFAST_TORCH(torch_string_c_str, handle, &text);
     return std::string(text, length);
   }
   static std::string borrow(std::uint64_t value) {

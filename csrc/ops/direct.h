@@ -33,6 +33,10 @@ struct BorrowedTensors {
 // them, and gets the results' handles for its own. A refusal is thrown as std::exception.
 using DirectKernel = void (*)(const std::uint64_t* arguments, AtenTensorHandle* results);
 
+// Returns a new tensor; throws torch's exceptions, such as the one of an allocator that has no memory.
+using EmptyStrided = AtenTensorHandle (*)(std::int64_t dim, const std::int64_t* sizes, const std::int64_t* strides,
+                                          std::int32_t dtype, std::int32_t device_type, std::int32_t device_index);
+
 // Returns the kernel of an op; null where the library has none.
 using FindKernel = DirectKernel (*)(const char* op);
 

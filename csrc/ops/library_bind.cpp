@@ -46,6 +46,11 @@ SACFAST_EXPORT sacfast::DirectKernel sacfast_kernel(const char* op) {
   return nullptr;
 }
 
+// Lets autograd in C++ make the kernels' tensors.
+SACFAST_EXPORT void sacfast_make_tensors_by(sacfast::EmptyStrided empty_strided) {
+  sacfast::empty_strided_of_torch = empty_strided;
+}
+
 // Registers with torch, by the stable ABI, every kernel that is not registered yet.
 SACFAST_EXPORT void sacfast_register_kernels() {
   using sacfast::StableLibrary;

@@ -44,9 +44,11 @@ class CMakeBuild(build_ext):
         subprocess.run([cmake, "--build", build, "--target", *TARGETS[ext.name.rpartition(".")[2]]], check=True)
 
     def copy_extensions_to_source(self) -> None:
-        """Place the libraries beside _ops as well, for an editable installation."""
+        """Place the libraries beside _ops as well, for an editable installation; those of an earlier build go."""
         super().copy_extensions_to_source()
         for pattern in BESIDE_OPS:
+            for library in (ROOT / "sacfast").glob(pattern):
+                library.unlink()
             for library in (Path(self.build_lib) / "sacfast").glob(pattern):
                 shutil.copy2(library, ROOT / "sacfast")
 

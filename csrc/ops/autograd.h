@@ -152,7 +152,9 @@ struct KernelLibrary {
 
   template <class Signature>
   Kernel<Signature> get(const char* op) const {
-    return Kernel<Signature>(find(op));
+    const DirectKernel kernel = find(op);
+    TORCH_CHECK(kernel != nullptr, "sacfast: the libraries are of different builds: one lacks ", op);
+    return Kernel<Signature>(kernel);
   }
   template <class Signature>
   void impl(const char* op) const {

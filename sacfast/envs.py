@@ -826,6 +826,8 @@ def _entry(observation: Any, path: tuple[str, ...]) -> _Array | None:
         observation = observation[key]
     if isinstance(observation, Mapping):
         return None
+    if hasattr(observation, "detach"):  # a tensor that a gradient is asked of is no array
+        observation = observation.detach()
     name = ".".join(("observation", *path))
     try:
         array: _Array = np.asarray(observation)

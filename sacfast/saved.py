@@ -172,6 +172,12 @@ def _differences(
             yield f"{name} is {now[name]!r}, of the checkpoint {meant[name]!r}"
 
 
+def check_task_is_the_same(env_id: str, named: str | None) -> None:
+    """Raise CheckpointError where a file says another task than the user has named; None: he has named none."""
+    if named not in (None, env_id):
+        raise CheckpointError(f"env_id: the checkpoint is of {env_id!r}, got {named!r}")
+
+
 def check_task_is_known(env_id: str, named: str | None) -> None:
     """Raise CheckpointError where to open a task would import a module for no other reason than that a file says so.
 
@@ -179,8 +185,7 @@ def check_task_is_known(env_id: str, named: str | None) -> None:
         env_id: what a file says; "module:Name-v0" imports the module, whose code then runs.
         named: the task that the user has named himself; None: none.
     """
-    if named not in (None, env_id):
-        raise CheckpointError(f"env_id: the checkpoint is of {env_id!r}, got {named!r}")
+    check_task_is_the_same(env_id, named)
     module = env_id.rpartition(":")[0]
     if module and named is None and module not in sys.modules:
         raise CheckpointError(

@@ -343,6 +343,7 @@ class SAC:
         seed = self.train_config.seed if seed is None else seed
         # A policy that was learned on EnvPool's environments can be evaluated without EnvPool.
         source = None if self.spec.source == "envpool" else self.spec.source
+        self._check_task_is_known()
         with _torch_threads(ACTING_THREADS):
             return evaluate(policy, self.train_config.env_id, episodes, seed, source=source)
 
@@ -355,8 +356,13 @@ class SAC:
         """
         policy = self._acting_policy(deterministic)
         seed = self.train_config.seed if seed is None else seed
+        self._check_task_is_known()
         with _torch_threads(ACTING_THREADS):
             return record_video(policy, self.spec, path, episodes, seed)
+
+    def _check_task_is_known(self) -> None:
+        """Raise CheckpointError where environments would run a module's code because a file says so."""
+        saved.check_task_is_known(self.train_config.env_id, self._named_task)
 
     def _acting_policy(self, deterministic: bool) -> Policy:
         """Return the policy that acts; RuntimeError when the actor's parameters are not where policies read them."""
@@ -400,8 +406,8 @@ class SAC:
                 `overwrite` False unless given here; the others are as they were saved. `env_id` as in `resume`.
 
         Raises:
-            CheckpointError: not a whole checkpoint of a schema that is known, `env_id` is another task's, or the task
-                would import a module and is not named.
+            CheckpointError: not a whole checkpoint of a schema that is known, or `env_id` is another task's. Later, by
+                `learn`, `evaluate` and `record_video`: the task would import a module and is not named.
         """
         TrainConfig.from_dict({"env_id": "any", **fields})  # what is wrong here is no checkpoint's fault
         return checkpoint.take(path, lambda found: cls._load(found, fields))
@@ -411,7 +417,7 @@ class SAC:
         """Build the model of a checkpoint. Whatever is wrong with the checkpoint is an error of some type."""
         tensors, manifest = checkpoint.load(path, groups=("learner",))
         train, sac, spec = saved.settings_of(manifest)
-        saved.check_task_is_known(train.env_id, fields.get("env_id"))
+        saved.check_task_is_the_same(train.env_id, fields.get("env_id"))
         saved.check_learner(tensors["learner"], spec, sac)
         machine = {"device": "auto", "run_dir": None, "overwrite": False, "tensorboard": False, "wandb": False}
         model = cls.__new__(cls)
@@ -422,6 +428,7 @@ class SAC:
             progress=_Progress.after(manifest["timesteps"], manifest["wall_seconds"]),
         )
         model.loaded_from = path
+        model._named_task = fields.get("env_id")
         _load_state(model.learner, tensors["learner"], path, "learner")
         model._leave_out_updates_of_others()
         return model
@@ -469,6 +476,7 @@ class SAC:
     ) -> None:
         """Set up all parts; with a `spec`, of a checkpoint, environments and replay only when `learn` needs them."""
         self.train_config, self.config = train, config
+        self._named_task: str | None = train.env_id  # by the user; None: a file alone says it
         self.device = resolve_device(train.device)
         self._progress = progress or _Progress()
         self._resumed = resumed
@@ -787,6 +795,8 @@ def _learn(
     """Run the loops of all models step by step, and make the updates that they ask for together."""
     called = as_callbacks(callbacks)
     lasts = [each._last_timestep(total_timesteps) for each in models]
+    for model in models:
+        model._check_task_is_known()
     with _torch_threads(ACTING_THREADS), _Signals() as signals, ExitStack() as at_the_end:
         for model in models:
             model._leave_out_updates_of_others()

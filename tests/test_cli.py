@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -401,13 +401,29 @@ def test_a_module_is_imported_only_where_the_user_names_it(
 
 
 def test_a_module_that_is_imported_already_needs_no_name(own_run: Path) -> None:
+    with pytest.raises(CheckpointError, match="imports the module 'own_task'"):
+        SAC.resume(own_run)
     for build in (SAC.load, SAC.resume):
-        with pytest.raises(CheckpointError, match="imports the module 'own_task'"):
-            build(own_run)
         assert build(own_run, env_id="own_task:OwnTask-v0").timesteps == 40
     importlib.import_module("own_task")
     assert SAC.load(own_run).evaluate(1).mean == 10.0
     assert SAC.resume(own_run).learn(20).timesteps == 60
+
+
+def test_a_model_is_loaded_and_acts_without_its_task(own_run: Path, tmp_path: Path) -> None:
+    model = SAC.load(own_run, run_dir=tmp_path / "other")
+    assert model.predict([0.5]).shape == (1,)
+    opens: list[Callable[[], object]] = [model.learn, model.evaluate, lambda: model.record_video(tmp_path / "a.mp4")]
+    for each in opens:
+        with pytest.raises(CheckpointError, match="imports the module 'own_task'"):
+            each()
+    assert not own_run.with_name("imported").exists()
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(CheckpointError, match="the checkpoint is of 'own_task:OwnTask-v0', got 'Pendulum-v1'"):
+        SAC.load(own_run, env_id="Pendulum-v1")
+    importlib.import_module("own_task")
+    assert model.evaluate(1).mean == 10.0
+    assert model.learn(20).timesteps == 60
 
 
 def test_an_environment_without_an_observation_fails_the_command_in_a_line(

@@ -494,6 +494,13 @@ def test_predict_takes_the_tasks_own_observations_as_training_does(name: str, tm
             np.testing.assert_allclose(each.predict(observation), action, rtol=1e-5, atol=1e-6)
 
 
+def test_predict_takes_tensors_that_a_gradient_is_asked_of() -> None:
+    model = SAC("Pendulum-v1", hidden_sizes=(8,), batch_size=16, num_envs=1, progress=False, replay_capacity=100)
+    observation = torch.tensor([[0.6, 0.8, 1.0], [1.0, 0.0, -2.0]], requires_grad=True)
+    for each in (observation, observation[0]):
+        np.testing.assert_array_equal(model.predict(each), model.predict(each.detach().numpy()))
+
+
 def test_predict_takes_what_a_pool_returns() -> None:
     import envpool
 

@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import DispatchKey, DispatchKeySet
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 
 from sacfast.ops._library import LIBRARY
 
@@ -51,6 +49,10 @@ def draw_under_vmap(name: str, draws: Callable[..., bool]) -> None:
     op = getattr(torch.ops.sacfast, name).default
 
     def kernel(first: Tensor, *rest: Any) -> Any:
+        # Here, for these names are private: a torch that moves them costs sampling under vmap and nothing else.
+        from torch._C import DispatchKey, DispatchKeySet
+        from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+
         interpreter: Any = retrieve_current_functorch_interpreter()
         with torch._C._ExcludeDispatchKeyGuard(DispatchKeySet(DispatchKey.FuncTorchVmapMode)):
             if draws(first, *rest):

@@ -46,9 +46,9 @@ def small(run_dir: Path | None = None, env_id: str = "Pendulum-v1", **fields: An
     return SAC(env_id, **{**SMALL, "run_dir": run_dir, **fields})
 
 
-def killed(run_dir: Path, step: int, **fields: Any) -> Path:
+def killed(run_dir: Path, step: int, total: int = TOTAL, **fields: Any) -> Path:
     with pytest.raises(Killed):
-        small(run_dir, **fields).learn(TOTAL, callbacks=[KillAt(step)])
+        small(run_dir, **fields).learn(total, callbacks=[KillAt(step)])
     return run_dir
 
 

@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from run_cases import Killed
 
 from sacfast import SAC, checkpoint
 from sacfast.callbacks import Callback
@@ -86,10 +87,6 @@ def test_a_longer_run_that_is_killed_keeps_its_length(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         SAC.resume(tmp_path, total_timesteps=200).learn(callbacks=[Kill()])
     assert SAC.resume(tmp_path).learn().timesteps == 200
-
-
-class Killed(BaseException):
-    """Ends a run as kill -9 would: nothing is written any more."""
 
 
 def test_another_seed_is_another_run(tmp_path: Path) -> None:

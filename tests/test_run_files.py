@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from run_cases import Killed, killed, small
 
 from sacfast import SAC, checkpoint, files, metrics, trainer
-from sacfast.callbacks import Callback
 from sacfast.checkpoint import CheckpointError
 
-SETTINGS: dict[str, Any] = {
+TINY: dict[str, Any] = {
     "hidden_sizes": (8,),
     "batch_size": 8,
     "replay_capacity": 100,
@@ -35,32 +35,9 @@ SETTINGS: dict[str, Any] = {
 OLDER, NEWEST = 60, 120
 
 
-class Killed(BaseException):
-    """Ends a run as kill -9 does: nothing more is written."""
-
-
-class KillAt(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step(self, model: SAC, *_: Any) -> None:
-        if model.timesteps >= self.step:
-            raise Killed
-
-
-def small(run_dir: Path | None, **fields: Any) -> SAC:
-    return SAC("Pendulum-v1", **{**SETTINGS, "run_dir": run_dir, **fields})
-
-
-def killed(run_dir: Path, step: int, **fields: Any) -> Path:
-    with pytest.raises(Killed):
-        small(run_dir, **fields).learn(200, callbacks=[KillAt(step)])
-    return run_dir
-
-
 @pytest.fixture(scope="module")
 def killed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return killed(tmp_path_factory.mktemp("killed") / "run", 150)
+    return killed(tmp_path_factory.mktemp("killed") / "run", 150, total=200, **TINY)
 
 
 @pytest.fixture
@@ -176,7 +153,7 @@ def test_a_run_whose_checkpoints_cannot_be_listed_does_not_start_anew(
 
 
 def test_a_run_that_has_a_best_policy_but_no_checkpoint_yet_starts_anew(tmp_path: Path) -> None:
-    killed(tmp_path / "run", 58)
+    killed(tmp_path / "run", 58, total=200, **TINY)
     (tmp_path / "run" / "checkpoints" / "notes.txt").write_text("mine")
     assert sorted(files.list_folder(tmp_path / "run" / "checkpoints")) == ["best", "notes.txt"]
     assert SAC.resume(tmp_path / "run").learn().timesteps == 200
@@ -195,7 +172,7 @@ def test_a_run_that_is_killed_in_its_first_save_starts_anew(
 
     with monkeypatch.context() as dying:
         dying.setattr(checkpoint, "save", die)
-        model = small(tmp_path, num_envs=num_envs, log_interval=1, evaluate_every=1000)
+        model = small(tmp_path, **{**TINY, "num_envs": num_envs, "log_interval": 1, "evaluate_every": 1000})
         with pytest.raises(Killed):
             model.learn(200)
     assert metrics.last_step(tmp_path) >= 60

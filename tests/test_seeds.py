@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from run_cases import Killed
 
 from sacfast import SAC, cli, learn_together
 from sacfast.callbacks import Callback
@@ -112,10 +113,6 @@ def test_a_callback_ends_its_own_run_alone(tmp_path: Path) -> None:
     models = [small(seed, tmp_path / f"seed{seed}") for seed in SEEDS[:2]]
     learn_together(models, TOTAL, callbacks=[Fail(3, 150)])
     assert [(model.summary or {})["status"] for model in models] == ["stopped", "completed"]
-
-
-class Killed(BaseException):
-    """Ends the process's work as kill -9 does: nothing more is written."""
 
 
 def test_seeds_killed_together_go_on_bit_for_bit(tmp_path: Path) -> None:

@@ -280,6 +280,15 @@ def test_learners_of_a_group_are_served_by_one_launch_and_are_each_as_if_alone(g
         assert_states_equal(learner.state_dict(), expected.state_dict())
 
 
+def test_gradient_steps_of_a_group_may_be_whole_numbers_of_any_kind(gpu: None) -> None:
+    group: Any = FusedGroup([twin(3), twin(4)])
+    outcomes = group.update({0: (random_replay(), np.int64(2)), 1: (random_replay(), 1.0)})
+    assert all(isinstance(outcome, Metrics) for outcome in outcomes.values())
+    assert [learner.gradient_updates for learner in group.learners] == [2, 1]
+    (outcome,) = group.update({0: (random_replay(), 0.5)}).values()
+    assert str(outcome) == "gradient_steps: expected an int >= 0, got 0.5"
+
+
 def test_a_learner_of_a_group_can_be_used_alone(gpu: None) -> None:
     group, expected = FusedGroup([twin(3), twin(4)]), twin(4)
     group.learners[1].update(random_replay(), 2)

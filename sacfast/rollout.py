@@ -115,7 +115,7 @@ class Rollout:
             for action in actions[steps:]:
                 self.send(action)
         except Exception as error:  # whatever an environment raises: the run goes on with fresh ones
-            _LOG.warning("%s: an environment failed: %s", self._env.spec.env_id, error)
+            _LOG.warning("an environment failed: %s", error)
             return False
         return True
 

@@ -135,7 +135,8 @@ def test_an_environment_that_fails_on_the_way_costs_no_checkpoint(
     with caplog.at_level(logging.WARNING, "sacfast"):
         resumed = SAC.resume(tmp_path)
     assert resumed.timesteps == 60
-    assert "an environment failed: no answer" in caplog.text
+    assert "an environment failed: Flaky-v0: environment 0 raised ConnectionError in step()" in caplog.text
+    assert "of its episode: no answer" in caplog.text
     monkeypatch.setattr(Flaky, "is_gone", False)
     assert resumed.learn(20).timesteps == 80
     assert not list((tmp_path / "checkpoints").glob("*.damaged"))

@@ -60,6 +60,22 @@ void load(const std::string& path) {
   load_text(text.str(), path);
 }
 
+Coverage coverage() {
+  Coverage all;
+  for (const auto& module : modules()) {
+    for (const auto& [name, function] : module->functions) {
+      std::size_t run = 0;
+      for (const Instruction& each : function->code) run += each.has_run;
+      all.instructions += function->code.size();
+      all.instructions_run += run;
+      if (!function->is_entry) continue;
+      ++all.kernels;
+      if (run == 0) all.never_launched.push_back(readable(name));
+    }
+  }
+  return all;
+}
+
 const std::string& target() { return modules().at(0)->target; }
 
 const Function* function_named(const std::string& name) {

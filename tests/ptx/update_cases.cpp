@@ -51,10 +51,9 @@ template <class T>
 class Learners {
  public:
   explicit Learners(const UpdateSettings& settings, int count = 1)
-      : memory_(static_cast<std::size_t>(cuda_engine_bytes<T>(settings, count)) / sizeof(double) + 1) {
+      : memory_(static_cast<std::size_t>(cuda_engine_bytes<T>(settings, count)), '\0') {
     for (int i = 0; i < count; ++i) {
-      const GpuState<T> layout(settings,
-                               reinterpret_cast<char*>(memory_.data()) + i * cuda_engine_bytes<T>(settings, 1));
+      const GpuState<T> layout(settings, memory_.data() + i * cuda_engine_bytes<T>(settings, 1));
       add_pieces(layout);
     }
     engine_ = make_cuda_engine<T>(settings, count, memory_.data());
@@ -69,7 +68,10 @@ class Learners {
  private:
   template <class P>
   void add(const char* name, P* piece, std::int64_t count) {
-    ptx::device().memory.add(piece, static_cast<std::size_t>(count) * sizeof(P), name);
+    // The engine is given zeros and may count on them in the scalars alone.
+    constexpr bool is_scalars = std::is_same_v<P, GpuScalars<T>>;
+    ptx::device().memory.add(piece, static_cast<std::size_t>(count) * sizeof(P), name, true,
+                             is_scalars ? ptx::Content::kValues : ptx::Content::kNothing);
     pieces_.push_back(piece);
   }
 
@@ -104,7 +106,7 @@ class Learners {
     for (const Hidden<T>& each : s.target_hidden) add_hidden("the targets' hidden layers", each, s);
   }
 
-  std::vector<double> memory_;  // zeros
+  ptx::Allocation memory_;
   std::vector<const void*> pieces_;
   std::unique_ptr<QueuedEngine<T>> engine_;
 };
@@ -263,28 +265,29 @@ void check_precision(Precision precision, double limit, std::vector<std::int64_t
 }
 
 // Learners side by side end as each does alone, to the last bit, also where they make different numbers of updates.
+template <class T>
 void check_side_by_side(const UpdateSettings& settings) {
   constexpr int learners = 2;
   constexpr std::int64_t calls[][learners] = {{2, 2}, {2, 1}, {0, 1}};
-  Learners<float> together(settings, learners);
-  std::vector<std::unique_ptr<Learners<float>>> alone;
+  Learners<T> together(settings, learners);
+  std::vector<std::unique_ptr<Learners<T>>> alone;
   Transitions transitions(settings, 9);
   for (int i = 0; i < learners; ++i) {
     together->select(i);
-    start<float>(*together, settings, static_cast<std::uint64_t>(i + 1));
-    alone.push_back(std::make_unique<Learners<float>>(settings));
-    start<float>(**alone.back(), settings, static_cast<std::uint64_t>(i + 1));
+    start<T>(*together, settings, static_cast<std::uint64_t>(i + 1));
+    alone.push_back(std::make_unique<Learners<T>>(settings));
+    start<T>(**alone.back(), settings, static_cast<std::uint64_t>(i + 1));
   }
   const auto actor_size = static_cast<std::size_t>(together->parameter_count(Network::kActor));
   DeviceArray<double> metrics("metrics", learners * kMetrics);
   for (const auto& steps : calls) {
     std::vector<std::unique_ptr<Index>> indices;
-    std::vector<std::unique_ptr<DeviceArray<float>>> actors;
-    QueuedCall<float> call;
+    std::vector<std::unique_ptr<DeviceArray<T>>> actors;
+    QueuedCall<T> call;
     call.metrics = metrics.data();
     for (int i = 0; i < learners; ++i) {
       indices.push_back(std::make_unique<Index>(std::max<std::int64_t>(1, steps[i]), settings.batch_size, i));
-      actors.push_back(std::make_unique<DeviceArray<float>>("the caller's actor", actor_size));
+      actors.push_back(std::make_unique<DeviceArray<T>>("the caller's actor", actor_size));
       together->select(i);
       together->read(Network::kActor, Part::kParameters, actors.back()->data());
       call.work.push_back({transitions.rows.data(), indices.back()->rows.data(), steps[i], actors.back()->data()});
@@ -293,12 +296,12 @@ void check_side_by_side(const UpdateSettings& settings) {
     const std::vector<UpdateOutcome> outcomes = together->collect();
     for (int i = 0; i < learners; ++i) {
       const auto at = static_cast<std::size_t>(i);
-      UpdateEngine<float>& own = **alone[at];
-      const UpdateOutcome expected = own.update(work_of<float>(transitions, *indices[at], steps[i]));
+      UpdateEngine<T>& own = **alone[at];
+      const UpdateOutcome expected = own.update(work_of<T>(transitions, *indices[at], steps[i]));
       EXPECT(outcomes[at].updates == steps[i] && outcomes[at].fault.empty());
       together->select(i);
-      EXPECT(state_of<float>(*together, settings) == state_of<float>(own, settings));
-      std::vector<float> actor(actor_size);
+      EXPECT(state_of<T>(*together, settings) == state_of<T>(own, settings));
+      std::vector<T> actor(actor_size);
       own.read(Network::kActor, Part::kParameters, actor.data());
       EXPECT(std::equal(actor.begin(), actor.end(), actors[at]->begin()));
       EXPECT(std::equal(expected.metrics, expected.metrics + kMetrics, metrics.begin() + i * kMetrics));
@@ -438,8 +441,8 @@ void run_update_cases(Groups& groups, bool large) {
   groups.done("update, tf32", 1);
   check_precision(Precision::kBfloat16, 2e-2, {64, 64}, 64);
   groups.done("update, bfloat16", 1);
-  check_side_by_side(small);
-  check_side_by_side(v1(small));
+  check_side_by_side<float>(small);
+  check_side_by_side<double>(v1(small));
   groups.done("update, side by side", 2);
   groups.done("update, faults", check_faults(settings_of({9}, 8)));
   if (!large) return;

@@ -25,7 +25,9 @@ void print_counters() {
   std::printf("%8s %8s %8s %12s %12s %12s %12s  kernel\n", "launches", "blocks", "a thread", "shared ld", "shared st",
               "global ld", "global st");
   std::map<std::string, KernelCounts> by_name;
-  for (const auto& [name, counts] : device().counters.kernels()) by_name[readable(name)] = counts;
+  for (const auto& [name, counts] : device().counters.kernels()) {
+    if (name.rfind("tiny", 0) != 0) by_name[readable(name)] = counts;
+  }
   for (const auto& [name, c] : by_name) {
     const double a_thread =
         c.threads == 0 ? 0 : static_cast<double>(c.instructions_of_block) / static_cast<double>(c.threads);

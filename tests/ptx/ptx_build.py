@@ -127,7 +127,7 @@ def objects(pool: ThreadPoolExecutor) -> list[Path]:
 
 def build(csrc: Path = CSRC) -> Program:
     """Build the runner. `csrc`: a changed copy to take the CUDA sources from."""
-    sources = [*sorted((csrc / "ops").glob("*/*_cuda.cu")), csrc / "update" / "engine_cuda.cu"]
+    sources = [source for part in ("ops", "update") for source in sorted((csrc / part).rglob("*_cuda.cu"))]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         jobs = [pool.submit(kernels, source, csrc) for source in sources]
         made = objects(pool)

@@ -160,11 +160,11 @@ std::vector<double> state_of(UpdateEngine<T>& engine, const UpdateSettings& sett
   return all;
 }
 
-struct Transitions {
+struct Replay {
   std::int64_t width;
   DeviceArray<float> rows;
 
-  explicit Transitions(const UpdateSettings& settings, std::uint64_t seed = 5)
+  explicit Replay(const UpdateSettings& settings, std::uint64_t seed = 5)
       : width(2 * settings.observation_dim + settings.action_dim + 2),
         rows("the replay buffer", static_cast<std::size_t>(kTransitions * width), ptx::Content::kValues, false) {
     Mixer mixer{seed};
@@ -185,9 +185,9 @@ struct Index {
 };
 
 template <class T>
-UpdateWork<T> work_of(Transitions& transitions, Index& index, std::int64_t steps) {
+UpdateWork<T> work_of(Replay& replay, Index& index, std::int64_t steps) {
   UpdateWork<T> work;
-  work.rows = transitions.rows.data();
+  work.rows = replay.rows.data();
   work.index = index.rows.data();
   work.steps = steps;
   return work;
@@ -209,7 +209,7 @@ template <class T>
 void check_same_updates(const char* name, const UpdateSettings& settings, bool given_noise = false) {
   // In double both round alike, but for the order of sums; in float Adam's division by a small root magnifies that.
   const double tolerance = sizeof(T) == 8 ? 1e-11 : 5e-5;
-  Transitions transitions(settings);
+  Replay replay(settings);
   std::unique_ptr<UpdateEngine<T>> cpu;
   make_engine(settings, cpu);
   Learners<T> gpu(settings), reversed(settings);
@@ -222,7 +222,7 @@ void check_same_updates(const char* name, const UpdateSettings& settings, bool g
   for (T& each : noise) each = static_cast<T>(2 * mixer.uniform());
   for (const std::int64_t steps : {1, 2}) {
     Index index(steps, settings.batch_size, steps);
-    UpdateWork<T> work = work_of<T>(transitions, index, steps);
+    UpdateWork<T> work = work_of<T>(replay, index, steps);
     if (given_noise) {
       work.noise = noise.data();
       if (!settings.value_network) work.next_noise = noise.data();
@@ -251,13 +251,13 @@ void check_precision(Precision precision, double limit, std::vector<std::int64_t
   plain.actor_lr = plain.critic_lr = plain.alpha_lr = 0;  // Adam turns any difference of a small gradient into a step
   UpdateSettings rounded = plain;
   rounded.matmul_precision = precision;
-  Transitions transitions(plain);
+  Replay replay(plain);
   Index index(1, batch);
   Learners<float> expected(plain), found(rounded);
   start<float>(*expected, plain, 4);
   start<float>(*found, plain, 4);
-  const UpdateOutcome one = expected->update(work_of<float>(transitions, index, 1));
-  const UpdateOutcome other = found->update(work_of<float>(transitions, index, 1));
+  const UpdateOutcome one = expected->update(work_of<float>(replay, index, 1));
+  const UpdateOutcome other = found->update(work_of<float>(replay, index, 1));
   const double metrics = difference(metrics_of(one), metrics_of(other));
   const double state = difference(state_of<float>(*expected, plain), state_of<float>(*found, plain));
   EXPECT(metrics > 0 && metrics < limit);
@@ -271,7 +271,7 @@ void check_side_by_side(const UpdateSettings& settings) {
   constexpr std::int64_t calls[][learners] = {{2, 2}, {2, 1}, {0, 1}};
   Learners<T> together(settings, learners);
   std::vector<std::unique_ptr<Learners<T>>> alone;
-  Transitions transitions(settings, 9);
+  Replay replay(settings, 9);
   for (int i = 0; i < learners; ++i) {
     together->select(i);
     start<T>(*together, settings, static_cast<std::uint64_t>(i + 1));
@@ -290,14 +290,14 @@ void check_side_by_side(const UpdateSettings& settings) {
       actors.push_back(std::make_unique<DeviceArray<T>>("the caller's actor", actor_size));
       together->select(i);
       together->read(Network::kActor, Part::kParameters, actors.back()->data());
-      call.work.push_back({transitions.rows.data(), indices.back()->rows.data(), steps[i], actors.back()->data()});
+      call.work.push_back({replay.rows.data(), indices.back()->rows.data(), steps[i], actors.back()->data()});
     }
     together->enqueue(call);
     const std::vector<UpdateOutcome> outcomes = together->collect();
     for (int i = 0; i < learners; ++i) {
       const auto at = static_cast<std::size_t>(i);
       UpdateEngine<T>& own = **alone[at];
-      const UpdateOutcome expected = own.update(work_of<T>(transitions, *indices[at], steps[i]));
+      const UpdateOutcome expected = own.update(work_of<T>(replay, *indices[at], steps[i]));
       EXPECT(outcomes[at].updates == steps[i] && outcomes[at].fault.empty());
       together->select(i);
       EXPECT(state_of<T>(*together, settings) == state_of<T>(own, settings));
@@ -311,19 +311,19 @@ void check_side_by_side(const UpdateSettings& settings) {
 
 // The same fault as on the CPU, the same updates before it, and nothing changed by it or after it.
 void check_fault(const UpdateSettings& settings, std::int64_t col, float bad) {
-  Transitions transitions(settings);
+  Replay replay(settings);
   const std::int64_t steps = 3;
   Index index(steps, settings.batch_size, 0, 1);
   index.rows[static_cast<std::size_t>(settings.batch_size) + 1] = 0;  // the second minibatch meets it
-  transitions.at(0, col) = bad;
+  replay.at(0, col) = bad;
   std::unique_ptr<UpdateEngine<float>> cpu;
   make_engine(settings, cpu);
   Learners<float> gpu(settings), twin(settings);
   start(*cpu, settings, 4);
   start<float>(*gpu, settings, 4);
   start<float>(*twin, settings, 4);
-  const UpdateOutcome expected = cpu->update(work_of<float>(transitions, index, steps));
-  const UpdateOutcome got = gpu->update(work_of<float>(transitions, index, steps));
+  const UpdateOutcome expected = cpu->update(work_of<float>(replay, index, steps));
+  const UpdateOutcome got = gpu->update(work_of<float>(replay, index, steps));
   if (expected.fault != got.fault) {
     std::printf("column %d, %g: expected '%s', got '%s'\n", static_cast<int>(col), static_cast<double>(bad),
                 expected.fault.c_str(), got.fault.c_str());
@@ -331,11 +331,11 @@ void check_fault(const UpdateSettings& settings, std::int64_t col, float bad) {
   EXPECT(!got.fault.empty() && got.fault == expected.fault);
   EXPECT(got.updates == expected.updates);
   // The twin makes only what came before; then both go on alike.
-  twin->update(work_of<float>(transitions, index, got.updates));
+  twin->update(work_of<float>(replay, index, got.updates));
   EXPECT(state_of<float>(*gpu, settings) == state_of<float>(*twin, settings));
-  transitions.at(0, col) = 0.5f;
-  gpu->update(work_of<float>(transitions, index, steps));
-  twin->update(work_of<float>(transitions, index, steps));
+  replay.at(0, col) = 0.5f;
+  gpu->update(work_of<float>(replay, index, steps));
+  twin->update(work_of<float>(replay, index, steps));
   EXPECT(state_of<float>(*gpu, settings) == state_of<float>(*twin, settings));
 }
 
@@ -399,17 +399,17 @@ int check_training_size(Precision precision) {
   settings.observation_dim = 17;
   settings.action_dim = 6;
   settings.matmul_precision = precision;
-  Transitions transitions(settings);
+  Replay replay(settings);
   Index index(1, settings.batch_size);
   Learners<float> gpu(settings);
   start<float>(*gpu, settings, 4);
-  const UpdateOutcome got = gpu->update(work_of<float>(transitions, index, 1));
+  const UpdateOutcome got = gpu->update(work_of<float>(replay, index, 1));
   EXPECT(got.updates == 1 && got.fault.empty());
   if (precision != Precision::kFloat32) return 1;
   std::unique_ptr<UpdateEngine<float>> cpu;
   make_engine(settings, cpu);
   start(*cpu, settings, 4);
-  const UpdateOutcome expected = cpu->update(work_of<float>(transitions, index, 1));
+  const UpdateOutcome expected = cpu->update(work_of<float>(replay, index, 1));
   EXPECT(difference(metrics_of(expected), metrics_of(got)) <= 5e-5);
   EXPECT(difference(state_of(*cpu, settings), state_of<float>(*gpu, settings)) <= 5e-5);
   return 1;

@@ -116,7 +116,7 @@ cuda-compile: $(VENV)/.dependencies
 	$(VENV)/bin/cmake --build build/cuda-kernels --target cuda_kernels
 
 # Runs the PTX of every kernel in the interpreter of tests/ptx, at large sizes too (`make test` runs the small ones), and
-# prints what it counts. Ten minutes on two cores.
+# prints what it counts. Some five minutes on two cores.
 ptx:
 	$(PYTHON) tests/ptx/ptx_build.py
 

@@ -174,7 +174,9 @@ void fused_multiply_add(Slots s, const Instruction& i) {
     put<T>(s, i.to, std::fma(value<T>(s, i.a), value<T>(s, i.b), value<T>(s, i.c)));
   } else {
     const Rounding rounding(kRounding);
-    put<T>(s, i.to, std::fma(value<T>(s, i.a), value<T>(s, i.b), value<T>(s, i.c)));
+    const volatile T a = value<T>(s, i.a), b = value<T>(s, i.b), c = value<T>(s, i.c);  // as in handlers.h
+    const volatile T result = std::fma(T(a), T(b), T(c));
+    put<T>(s, i.to, result);
   }
 }
 

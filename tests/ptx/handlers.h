@@ -48,7 +48,9 @@ void binary(Slots s, const Instruction& i) {
     put<T>(s, i.to, Operation::of(a, b));
   } else {
     const Rounding rounding(kRounding);
-    put<T>(s, i.to, Operation::of(a, b));
+    const volatile T first = a, second = b;  // the compiler moves nothing out of the rounding's life
+    const volatile T result = Operation::of(T(first), T(second));
+    put<T>(s, i.to, result);
   }
 }
 

@@ -232,6 +232,25 @@ void check_grid_dependencies() {
   expect_found("an ordinary launch", {{write + go}, {increment}}, kNone);
 }
 
+// 1 and -1, with three quarters of a unit in the last place added to their magnitude.
+void check_rounding() {
+  const auto expect = [](const std::string& rounding, std::uint32_t of_one, std::uint32_t of_minus_one) {
+    for (const std::string& sum :
+         {"add." + rounding + ".f32 %a1, %a0, %a2;", "fma." + rounding + ".f32 %a1, %a2, %a3, %a0;"}) {
+      const std::string one = "mov.b32 %a3, 0f3F800000;";
+      expect_values("rounding up from one",
+                    {{one + "mov.b32 %a0, 0f3F800000; mov.b32 %a2, 0f33C00000;" + sum + kStore}},
+                    [&](auto) { return of_one; });
+      expect_values("and from minus one", {{one + "mov.b32 %a0, 0fBF800000; mov.b32 %a2, 0fB3C00000;" + sum + kStore}},
+                    [&](auto) { return of_minus_one; });
+    }
+  };
+  expect("rn", 0x3f800001, 0xbf800001);
+  expect("rz", 0x3f800000, 0xbf800000);
+  expect("rm", 0x3f800000, 0xbf800001);
+  expect("rp", 0x3f800001, 0xbf800000);
+}
+
 void check_refusals() {
   for (const char* body : {"bar.sync 1, 32;", "ld.volatile.global.u32 %a1, [%in];", "add.sat.s32 %a1, %a0, 1;",
                            "redux.sync.add.s32 %a1, %a0, -1;"}) {
@@ -280,6 +299,7 @@ void run_tiny_cases(Groups& groups) {
     check_async_copies();
     check_clusters();
     check_grid_dependencies();
+    check_rounding();
     groups.done(reversed ? "tiny kernels, reversed" : "tiny kernels", tiny_cases);
   }
   device().reversed = false;

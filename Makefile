@@ -59,7 +59,7 @@ bench-peers: setup $(PEERS_VENV)/.dependencies
 
 # The site goes to build/site; a warning is an error. Nothing is fetched, neither now nor when a page is read.
 docs: setup $(VENV)/.test-dependencies
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+	$(VENV)/bin/properdocs build --strict
 
 lint: setup
 	$(VENV)/bin/ruff check

@@ -1,4 +1,4 @@
-"""What mkdocs asks for while it builds the site: figures from their JSON, and equations as MathML.
+"""What ProperDocs asks for while it builds the site: figures from their JSON, and equations as MathML.
 
 A page names a file of benchmarks/results as `<!-- figures: FILE -->`, or all learning runs as `<!-- learning -->`.
 Browsers render MathML themselves, so a page needs no script and no network.

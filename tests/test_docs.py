@@ -2,7 +2,6 @@
 
 import dataclasses
 import html
-import os
 import re
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import torch
 from sacfast import SAC, ReplayBuffer, ops
 from sacfast.config import SACConfig, TrainConfig
 
-pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install 'sacfast[docs]'")
+pytest.importorskip("properdocs", reason="properdocs is not installed: pip install 'sacfast[docs]'")
 ROOT = Path(__file__).parents[1]
 
 
@@ -23,9 +22,8 @@ ROOT = Path(__file__).parents[1]
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the site as `make docs` does, into a folder of its own."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "properdocs", "build", "--strict", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,7 @@ class Canvas:
 
     def note(self, top: float, *sentences: str) -> None:
         """Write small type, each sentence from a new line, broken where it is too long."""
-        lines = [line for sentence in sentences for line in textwrap.wrap(sentence, 136, break_on_hyphens=False)]
+        lines = [line for sentence in sentences for line in textwrap.wrap(sentence, 148, break_on_hyphens=False)]
         self.text(0, top, "\n".join(lines), 7.5, self.theme.muted, linespacing=1.5)
 
     def svg(self, metadata: Mapping[str, str]) -> bytes:
@@ -91,28 +91,3 @@ class Canvas:
         self.figure.savefig(file, format="svg", transparent=True, metadata={**metadata, "Date": None})
         # Laid out in DejaVu Sans, which is wider than what a page's reader has: nothing overlaps in those.
         return file.getvalue().replace("'DejaVu Sans', sans-serif", FONT).replace("'DejaVu Sans'", FONT).encode()
-
-
-def origin(result: Mapping[str, Any]) -> str:
-    """Say with what machine, command, version and commit a result came about, and when."""
-    hardware, versions = result["hardware"], result["versions"]
-    return (
-        f"{hardware['processor']}, {hardware['usable_cores']} cores, {result['native']['cpu_level'].upper()}, "
-        f"torch {versions['torch']}, {result['date'][:10]}, commit {result['source']['commit'][:7]}: "
-        f"{result['command']}"
-    )
-
-
-def threads(count: int) -> str:
-    """Say how many threads."""
-    return "1 thread" if count == 1 else f"{count} threads"
-
-
-def number(value: float) -> str:
-    """Write a ratio with two significant digits, or whole."""
-    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
-
-
-def spread(values: Sequence[Mapping[str, float]]) -> list[list[float]]:
-    """Return how far the 20th and the 80th percentile are from the median, as matplotlib's error bars."""
-    return [[value["p50"] - value["p20"] for value in values], [value["p80"] - value["p50"] for value in values]]

@@ -34,8 +34,22 @@ class Picture(NamedTuple):
 
 
 PICTURES = {
-    "updates": Picture(
-        charts.updates, "Gradient updates a second beside other implementations", ("update_avx2_cpu.json",)
+    "updates": Picture(charts.updates, "Gradient updates per second, by implementation", ("update_avx2_cpu.json",)),
+    "sweep": Picture(charts.sweep, "Updates beside eager PyTorch, by size", ("update_sweep_avx2_cpu.json",)),
+    "ops": Picture(charts.ops, "Ops beside plain PyTorch", ("ops_cpu.json",)),
+    "profile": Picture(charts.profile, "Where the time of an update goes", ("update_profile_avx2_cpu.json",)),
+    "train": Picture(charts.train, "Training end to end, environment steps per second", ("train_avx2_cpu.json",)),
+    "learning": Picture(
+        charts.learning,
+        "Return over environment steps",
+        (
+            "learning_halfcheetah_300k.json",
+            "learning_hopper.json",
+            "learning_inverted_double_pendulum.json",
+            "learning_inverted_pendulum.json",
+            "learning_pendulum.json",
+            "learning_pendulum_value_network.json",
+        ),
     ),
 }
 

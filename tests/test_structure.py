@@ -137,7 +137,7 @@ def test_only_the_trainer_sees_all_parts() -> None:
 
 
 def test_nothing_below_the_trainer_imports_it() -> None:
-    above = {"trainer", "cli", "__main__", "benchmark", "plotting"}
+    above = {"trainer", "cli", "completion", "__main__", "benchmark", "plotting"}
     # A callback is handed the model that learns: its signatures name it, and nothing is imported at run time.
     assert "if TYPE_CHECKING:\n    from sacfast.trainer import SAC\n" in (PACKAGE / "callbacks.py").read_text()
     for part in {part_of(path) for path in modules()} - above - {"callbacks"}:

@@ -26,7 +26,7 @@ REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb
 	print(*(line for name in sys.argv[1:] for line in lists[name]), sep="\n")
 
 .PHONY: train test bench bench-collect bench-update bench-train bench-peers docs lint format sanitize setup
-.PHONY: pictures faults cuda-compile cuda-build gpu-check wheel clean
+.PHONY: bench-record pictures faults cuda-compile cuda-build gpu-check wheel clean
 
 train: setup
 	$(VENV)/bin/sacfast train --env-id $(ENV_ID) --total-timesteps $(STEPS)
@@ -60,6 +60,11 @@ bench-peers: setup $(PEERS_VENV)/.dependencies
 # The site goes to build/site; a warning is an error. Nothing is fetched, neither now nor when a page is read.
 docs: setup $(VENV)/.test-dependencies
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+# Appends to benchmarks/results/history.jsonl how fast this commit is on this machine, and draws the history anew.
+bench-record: setup
+	$(VENV)/bin/python -m benchmarks.history
+	$(VENV)/bin/python -m benchmarks.pictures history
 
 # The pictures of README and docs, from the data in benchmarks/results: docs/images/NAME-light.svg and NAME-dark.svg.
 pictures: setup

@@ -35,6 +35,16 @@ PHASES = {
 VARIANTS = {"pendulum_value_network": "with a value network, "}
 """How experiments differ from the default settings."""
 
+HISTORY = {
+    "update_2_times_eager": ("Update, 2 threads", "times faster than eager PyTorch"),
+    "update_1_times_eager": ("Update, 1 thread", "times faster than eager PyTorch"),
+    "update_2_of_peak": ("Update, 2 threads", "share of the processor's peak"),
+    "op_rsample_256x6_times_plain": ("tanh_gaussian_rsample", "times faster than plain PyTorch"),
+    "op_polyak_twin_critics_times_plain": ("polyak_update_", "times faster than the fastest plain way"),
+    "collect_of_bare": ("Collection", "share of EnvPool's bare rate"),
+}
+"""The figures of the history that are shown, and what they are of what."""
+
 MEDIANS = "Bars: median over the rounds; thin lines: 20th to 80th percentile."
 
 Percentiles = Mapping[str, float]
@@ -257,9 +267,65 @@ def _learning_panel(axes: Axes, theme: Theme, result: Mapping[str, Any]) -> None
     low, high = axes.get_ylim()
     axes.set(xlim=(0, result["total_timesteps"]), ylim=(min(low, 0), max(high, 0)))  # from or to no return at all
     axes.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if step else "0")
-    axes.set_title(result["env_id"], loc="left", fontsize=9.5, color=theme.ink, fontweight="bold", pad=18)
-    kind = VARIANTS.get(result["experiment"], "") + f"{len(curves)} seeds"
-    axes.text(0, 1.05, kind, transform=axes.transAxes, fontsize=8, color=theme.muted)
+    _panel_title(axes, theme, result["env_id"], VARIANTS.get(result["experiment"], "") + f"{len(curves)} seeds")
+
+
+def _panel_title(axes: Axes, theme: Theme, title: str, below: str) -> None:
+    axes.set_title(title, loc="left", fontsize=9.5, color=theme.ink, fontweight="bold", pad=18)
+    axes.text(0, 1.05, below, transform=axes.transAxes, fontsize=8, color=theme.muted)
+
+
+def history(theme: Theme, rows: Sequence[Mapping[str, Any]]) -> Canvas:
+    """Draw ratios and shares of every measurement, in their order, by machine."""
+    columns, left, top, width, height, across, down = 3, 32, 112, 212, 100, 276, 176
+    rows = sorted(rows, key=lambda row: row["date"])
+    machines = list(dict.fromkeys(_machine(row) for row in rows))
+    styles = [(theme.accent, "o"), (theme.second, "s"), (theme.ink, "^"), (theme.muted, "D")]
+    canvas = Canvas(theme, top + down * math.ceil(len(HISTORY) / columns) + 2)
+    canvas.title("History of speed", "Every measurement in its order, with its 20th to 80th percentile.")
+    for index, (figure, (title, unit)) in enumerate(HISTORY.items()):
+        row, column = divmod(index, columns)
+        axes = canvas.axes(left + column * across, top + row * down, width, height)
+        for number, machine in enumerate(machines):
+            mine = {place: each for place, each in enumerate(rows) if _machine(each) == machine}
+            _history_line(axes, theme, mine, figure, *styles[number % len(styles)])
+        days = {each["date"][:10]: place for place, each in reversed(list(enumerate(rows)))}
+        axes.set_xticks(list(days.values()), [day[5:] for day in days])
+        axes.set(xlim=(-0.5, len(rows) - 0.5), ylim=(0, None))
+        axes.tick_params(labelsize=8, labelcolor=theme.muted)
+        axes.grid(axis="y", color=theme.line, linewidth=0.8)
+        _panel_title(axes, theme, title, unit)
+    for number, machine in enumerate(machines):
+        color, marker = styles[number % len(styles)]
+        axes = canvas.axes(number * 262, 50, 12, 12)
+        axes.plot([0], [0], marker=marker, markersize=6, color=color)
+        axes.set(xticks=[], yticks=[])
+        canvas.text(number * 262 + 17, 49, machine, 8.5)
+    canvas.note(
+        canvas.height - 44,
+        f"Hollow: other processes had more than {BUSY:.0%} of the cores. Machines differ: compare along a line alone.",
+        "make bench-record appends a measurement to benchmarks/results/history.jsonl.",
+    )
+    return canvas
+
+
+def _machine(row: Mapping[str, Any]) -> str:
+    processor = row["processor"].replace("(R)", "").partition(" Processor")[0]
+    return f"{processor}, {row['usable_cores']} cores, {row['cpu_level'].upper()}"
+
+
+def _history_line(
+    axes: Axes, theme: Theme, rows: Mapping[int, Mapping[str, Any]], figure: str, color: str, marker: str
+) -> None:
+    """Draw one machine's values of a figure, at their places among all measurements."""
+    found = {place: row["figures"][figure] for place, row in rows.items() if figure in row["figures"]}
+    medians = [value["p50"] for value in found.values()]
+    axes.plot(list(found), medians, color=color, linewidth=1, alpha=0.6)
+    for place, value in found.items():
+        axes.plot([place, place], [value["p20"], value["p80"]], color=theme.muted, linewidth=1)
+        busy = (rows[place]["others_share_of_cores"] or 0) > BUSY
+        face = "none" if busy else color
+        axes.plot([place], [value["p50"]], marker=marker, markersize=5.5, color=color, markerfacecolor=face)
 
 
 def bars(

@@ -39,6 +39,7 @@ PICTURES = {
     "ops": Picture(charts.ops, "Ops beside plain PyTorch", ("ops_cpu.json",)),
     "profile": Picture(charts.profile, "Where the time of an update goes", ("update_profile_avx2_cpu.json",)),
     "train": Picture(charts.train, "Training end to end, environment steps per second", ("train_avx2_cpu.json",)),
+    "history": Picture(charts.history, "History of speed", ("history.jsonl",)),
     "learning": Picture(
         charts.learning,
         "Return over environment steps",

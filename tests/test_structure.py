@@ -178,8 +178,15 @@ def test_type_checkers_see_the_public_names() -> None:
     assert {*places, "__version__"} == set(sacfast.__all__)
 
 
-def test_the_version_is_that_of_the_project() -> None:
-    assert f'version = "{sacfast.__version__}"' in (ROOT / "pyproject.toml").read_text()
+def test_the_version_is_the_same_in_package_project_citation_and_changelog() -> None:
+    assert f'\nversion = "{sacfast.__version__}"\n' in (ROOT / "pyproject.toml").read_text()
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {sacfast.__version__}\n" in citation
+    released = re.search(r"^date-released: (.+)$", citation, flags=re.MULTILINE)
+    assert released is not None
+    newest = re.search(r"^## \[(\d.*)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == f"{sacfast.__version__}] - {released[1]}"
 
 
 @pytest.mark.parametrize(

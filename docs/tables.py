@@ -69,7 +69,10 @@ def learning() -> str:
 
 def stable_baselines3(names: Mapping[str, str]) -> str:
     """Return what each argument of Stable-Baselines3 is here."""
-    return _table(("Stable-Baselines3", "sacfast"), [(f"`{name}`", here) for name, here in names.items()])
+    named: dict[str, list[str]] = {}
+    for name, here in names.items():
+        named.setdefault(here.removeprefix("here it is ").removeprefix("here "), []).append(f"`{name}`")
+    return _table(("Stable-Baselines3", "sacfast"), [(", ".join(group), here) for here, group in named.items()])
 
 
 def _returns(result: Row) -> str:

@@ -26,7 +26,7 @@ REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb
 	print(*(line for name in sys.argv[1:] for line in lists[name]), sep="\n")
 
 .PHONY: train test bench bench-collect bench-update bench-train bench-peers docs lint format sanitize setup
-.PHONY: faults cuda-compile cuda-build gpu-check wheel clean
+.PHONY: bench-record pictures film faults cuda-compile cuda-build gpu-check wheel clean
 
 train: setup
 	$(VENV)/bin/sacfast train --env-id $(ENV_ID) --total-timesteps $(STEPS)
@@ -60,6 +60,23 @@ bench-peers: setup $(PEERS_VENV)/.dependencies
 # The site goes to build/site; a warning is an error. Nothing is fetched, neither now nor when a page is read.
 docs: setup $(VENV)/.test-dependencies
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+# Appends to benchmarks/results/history.jsonl how fast this commit is on this machine, and draws the history anew.
+bench-record: setup
+	$(VENV)/bin/python -m benchmarks.history
+	$(VENV)/bin/python -m benchmarks.pictures history
+
+# The pictures of README and docs, from the data in benchmarks/results: docs/images/NAME-light.svg and NAME-dark.svg.
+pictures: setup
+	$(VENV)/bin/python -m benchmarks.pictures
+
+# Trains HalfCheetah for some ten minutes and films it for the README. Needs an OpenGL library, such as libegl1.
+FILM := runs/film
+film: setup
+	$(VENV)/bin/python -m pip install -qq 'gymnasium[mujoco]'
+	$(VENV)/bin/sacfast train --env-id HalfCheetah-v5 --total-timesteps 200000 --seed 1 --critic-lr 1e-3 --actor-lr 1e-3 \
+		--alpha-lr 1e-3 --torch-threads 1 --env-threads 1 --evaluate-every 20000 --checkpoint-every 100000 --run-dir $(FILM)
+	$(VENV)/bin/python -m benchmarks.film $(FILM)
 
 lint: setup
 	$(VENV)/bin/ruff check

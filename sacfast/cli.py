@@ -150,6 +150,8 @@ def _run(name: str, rest: Sequence[str]) -> int:
     if name == "--version":
         print(f"sacfast {__version__}")
         return 0
+    if name == "--print-completion":
+        return _print_completion(rest)
     if name not in COMMANDS:
         print(f"sacfast: unknown command {name!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return BAD_USAGE
@@ -292,8 +294,20 @@ def _usage() -> str:
         "usage: sacfast COMMAND [OPTIONS]\n\n"
         "Soft Actor-Critic at the speed of the machine.\n\n"
         f"commands:\n{commands}\n\n"
-        "`sacfast COMMAND --help` lists a command's options, `sacfast --version` prints the version."
+        "`sacfast COMMAND --help` lists a command's options, `sacfast --version` prints the version,\n"
+        "`sacfast --print-completion bash|zsh` what completes commands and flags in a shell."
     )
+
+
+def _print_completion(arguments: Sequence[str]) -> int:
+    from sacfast import completion
+
+    try:
+        print(completion.script(" ".join(arguments)), end="")
+    except ValueError as error:
+        print(f"sacfast: {error}", file=sys.stderr)
+        return BAD_USAGE
+    return 0
 
 
 def _train(arguments: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -187,7 +188,7 @@ def profile(theme: Theme, result: Mapping[str, Any]) -> Canvas:
     )
     axes = canvas.axes(left, top, WIDTH - left, height)
     labels = [
-        f"{time['p50']:.2f} ms, {phase['share']['p50']:.1%}"
+        f"{time['p50'] * 1e3:.0f} us, {phase['share']['p50']:.1%}"
         + ("" if phase["fraction_of_peak"] is None else f", {phase['fraction_of_peak']['p50']:.0%} of the peak")
         for phase, time in zip(phases, times, strict=True)
     ]
@@ -303,8 +304,8 @@ def history(theme: Theme, rows: Sequence[Mapping[str, Any]]) -> Canvas:
         canvas.text(number * 262 + 17, 49, machine, 8.5)
     canvas.note(
         canvas.height - 44,
-        f"Hollow: other processes had more than {BUSY:.0%} of the cores. Machines differ: compare along a line alone.",
-        "make bench-record appends a measurement to benchmarks/results/history.jsonl.",
+        "Machines differ: compare along a line alone. make bench-record appends a measurement to "
+        "benchmarks/results/history.jsonl.",
     )
     return canvas
 
@@ -323,9 +324,7 @@ def _history_line(
     axes.plot(list(found), medians, color=color, linewidth=1, alpha=0.6)
     for place, value in found.items():
         axes.plot([place, place], [value["p20"], value["p80"]], color=theme.muted, linewidth=1)
-        busy = (rows[place]["others_share_of_cores"] or 0) > BUSY
-        face = "none" if busy else color
-        axes.plot([place], [value["p50"]], marker=marker, markersize=5.5, color=color, markerfacecolor=face)
+        axes.plot([place], [value["p50"]], marker=marker, markersize=5.5, color=color)
 
 
 def bars(
@@ -377,10 +376,11 @@ def sizes(row: Mapping[str, Any]) -> str:
 def origin(result: Mapping[str, Any]) -> str:
     """Say with what machine, command, version and commit a result came about, and when."""
     hardware, versions = result["hardware"], result["versions"]
+    command = re.sub(r" --output \S+", "", result["command"])
     return (
         f"{hardware['processor']}, {hardware['usable_cores']} cores, {result['native']['cpu_level'].upper()}, "
         f"torch {versions['torch']}, {result['date'][:10]}, commit {result['source']['commit'][:7]}: "
-        f"{result['command']}"
+        f"{command}"
     )
 
 

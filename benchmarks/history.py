@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sacfast.benchmark.report import BUSY
+
 ROOT = Path(__file__).parents[1]
 HISTORY = ROOT / "benchmarks" / "results" / "history.jsonl"
 
@@ -45,13 +47,14 @@ def row_of(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Raises:
         ValueError: the results are of different commits or machines, are without a commit, or have a figure twice or
-            none at all, or are of other sizes than `SIZES`.
+            none at all, are of other sizes than `SIZES`, or were measured on a busy machine.
     """
     same = [json.dumps(_place(result), sort_keys=True) for result in results]
     if len(set(same)) != 1:
         raise ValueError(f"results: expected one commit and machine, got {' and '.join(sorted(set(same)))}")
     if results[0]["source"]["commit"] is None:
         raise ValueError("results: expected those of a commit, got some that were measured outside git")
+    others = [share for result in results if (share := others_share(result)) is not None]
     figures: dict[str, Percentiles] = {}
     for name, values in (figure for result in results for figure in figures_of(result)):
         if name in figures:
@@ -59,12 +62,11 @@ def row_of(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         figures[name] = values
     if not figures:
         raise ValueError("results: expected ratios or shares, got none")
-    others = [row["others_share_of_cores"]["p80"] for result in results for row in result["rows"] if _knows_others(row)]
     return {
         "date": max(result["date"] for result in results),
         **_place(results[0]),
         "load_average": max(result["load_average"] for result in results),  # of the last minute before a file
-        "others_share_of_cores": max(others, default=None),  # the largest of the runs' 80th percentiles
+        "others_share_of_cores": max(others, default=None),
         "commands": [result["command"] for result in results],
         "figures": figures,
     }
@@ -82,8 +84,18 @@ def _place(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _knows_others(row: Mapping[str, Any]) -> bool:
-    return row.get("others_share_of_cores") is not None
+def others_share(result: Mapping[str, Any]) -> float | None:
+    """Return the share of the cores that other processes had in the median round; None where it was not measured.
+
+    Raises:
+        ValueError: it is so large that the figures mean nothing.
+    """
+    shares = [row["others_share_of_cores"]["p50"] for row in result["rows"] if "others_share_of_cores" in row]
+    if shares and max(shares) > BUSY:
+        raise ValueError(
+            f"{result['command']}: other processes had {max(shares):.0%} of the cores; expected an idle machine"
+        )
+    return max(shares, default=None)
 
 
 def figures_of(result: Mapping[str, Any]) -> Iterator[tuple[str, Percentiles]]:
@@ -94,8 +106,9 @@ def figures_of(result: Mapping[str, Any]) -> Iterator[tuple[str, Percentiles]]:
     """
     for row in result["rows"]:
         for name, size in SIZES.get(result["benchmark"], {}).items():
-            if row[name] != size:
-                raise ValueError(f"results: expected {result['benchmark']} with {name} {size}, got {row[name]}")
+            # Results of before 2026-11-23 name no device; all are of a CPU.
+            if (found := row.get(name, size)) != size:
+                raise ValueError(f"results: expected {result['benchmark']} with {name} {size}, got {found}")
         if "phases" in row:
             continue  # a profile: its figures are in no round beside another's
         match result["benchmark"]:
@@ -119,6 +132,7 @@ def measure() -> list[dict[str, Any]]:
 
     Raises:
         RuntimeError: sources differ from the commit, so that the row would name the wrong one; or a command failed.
+        ValueError: the machine is busy.
     """
     status = ["git", "status", "--porcelain", "--", "csrc", "sacfast", "CMakeLists.txt"]
     changed = subprocess.run(status, cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -133,6 +147,7 @@ def measure() -> list[dict[str, Any]]:
             if subprocess.run(command, cwd=ROOT, check=False).returncode:
                 raise RuntimeError(f"sacfast benchmark {arguments}: failed")
             results.append({**json.loads(file.read_text()), "command": f"sacfast benchmark {arguments}"})
+            others_share(results[-1])  # before the rest is measured
     return results
 
 

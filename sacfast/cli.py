@@ -134,13 +134,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     output.occupy_standard_descriptors()
-    with output.safe_standard_streams() as stdout:
-        code = _run(name, rest)
-        stdout.flush()
-        if code == 0 and stdout.failure is not None and name != "train":
-            print(f"sacfast {name}: standard output could not be written: {stdout.failure}", file=sys.stderr)
-            return FAILED
-        return code
+    try:
+        with output.safe_standard_streams() as stdout:
+            code = _run(name, rest)
+            stdout.flush()
+            if code == 0 and stdout.failure is not None and name != "train":
+                print(f"sacfast {name}: standard output could not be written: {stdout.failure}", file=sys.stderr)
+                return FAILED
+            return code
+    except KeyboardInterrupt:  # a second Ctrl-C, after the command had ended
+        return INTERRUPTED
 
 
 def _run(name: str, rest: Sequence[str]) -> int:

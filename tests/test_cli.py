@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from sacfast import checkpoint, cli, files, metrics, ops, trainer
+from sacfast import checkpoint, cli, files, metrics, ops, output, trainer
 from sacfast.checkpoint import CheckpointError
 from sacfast.config import BACKENDS, SACConfig, TrainConfig
 from sacfast.trainer import SAC
@@ -465,6 +465,14 @@ def test_ctrl_c_ends_the_command_with_its_files_whole(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == summary["total_timesteps"]
     assert cli.main(["evaluate", str(run_dir), "--episodes", "1"]) == 0
+
+
+def test_ctrl_c_after_a_command_has_ended_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_stream: output.SafeStream) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(output.SafeStream, "flush", interrupted)
+    assert cli.main(["--version"]) == cli.INTERRUPTED
 
 
 def test_missing_tensorboard_is_one_line(

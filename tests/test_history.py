@@ -68,9 +68,16 @@ def test_results_without_a_commit_or_a_figure_are_refused() -> None:
 
 def test_other_sizes_and_profiles_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected update with hidden_sizes \[256, 256\], got \[64, 64\]"):
-        history.row_of([result("update_sweep_cpu.json")])
+        history.row_of([result("update_sweep_zen5_cpu.json")])
     with pytest.raises(ValueError, match="expected ratios or shares, got none"):
         history.row_of([result("update_profile_cpu.json")])
+
+
+def test_a_busy_machine_is_refused() -> None:
+    update = result("update_cpu.json")
+    update["rows"][0]["others_share_of_cores"]["p50"] = 0.81
+    with pytest.raises(ValueError, match="other processes had 81% of the cores; expected an idle machine"):
+        history.row_of([update])
 
 
 def test_a_row_is_appended_once(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from pages import PAGES, ROOT, commands, run
 
+from benchmarks.pictures import PICTURES
 from sacfast import cli
 
 README = PAGES["README.md"]
@@ -20,7 +21,8 @@ def test_readme_is_short() -> None:
 
 
 def test_figures_are_those_of_the_chart() -> None:
-    (row, _) = json.loads((RESULTS / "update_avx2_cpu.json").read_text())["rows"]
+    (name,) = PICTURES["updates"].files
+    (row, _) = json.loads((RESULTS / name).read_text())["rows"]
     assert row["threads"] == 2
     times = {name: f"{ratio['p50']:.1f} times as fast as" for name, ratio in row["fused_is_times_faster"].items()}
     text = " ".join(README.split())

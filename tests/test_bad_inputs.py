@@ -44,7 +44,7 @@ RSAMPLE, TWIN_Q = "ops/test_tanh_gaussian.py::", "ops/test_twin_q.py::"
 POLYAK, NOISE = "ops/test_polyak.py::", "ops/test_noise.py::"
 CATEGORICAL, QUANTILE = "ops/test_categorical.py::", "ops/test_quantile.py::"
 ADAM = "ops/test_adam_polyak.py::"
-TRANSFORMS = "ops/test_transforms.py::"
+TRANSFORMS, OTHER_TORCH = "ops/test_transforms.py::", "ops/test_other_torch.py::"
 STATE, THREADS = "test_fused_state.py::", "test_fused_threads.py::"
 FUSED, REFERENCE, REPLAY = "test_fused.py::", "test_reference.py::", "test_replay.py::"
 ENVS, TRAINER, CLI = "test_envs.py::", "test_trainer.py::", "test_cli.py::"
@@ -358,6 +358,8 @@ TABLE: dict[str, dict[str, list[str]]] = {
             HERE + "test_a_torch_without_a_library_of_its_own_has_autograd_in_python",
             HERE + "test_a_kind_of_autograd_that_does_not_exist_is_refused",
             HERE + "test_a_torch_for_another_cuda_is_named",
+            OTHER_TORCH + "test_a_torch_of_another_cuda_is_named_in_the_call",
+            OTHER_TORCH + "test_a_torch_that_moves_private_names_is_named_where_they_are_needed",
             HERE + "test_a_library_that_does_not_load_is_refused",
             HERE + "test_a_library_that_is_not_there_is_refused",
             HERE + "test_sources_that_hide_an_installed_package_are_named",

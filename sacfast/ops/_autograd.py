@@ -15,31 +15,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import DispatchKey, DispatchKeySet
-from torch._ops import OpOverload
-from torch.autograd import forward_ad
 
-from sacfast.ops._library import LIBRARY
+from sacfast.ops import _private
+from sacfast.ops._gradients import has_tangent
+from sacfast.ops._library import DEVICES, LIBRARY, Op
 
 _OPS = torch.ops.sacfast
-Op = OpOverload[..., Any]
 
 
 def _below(op: Op, *arguments: Any) -> Any:
     """Call the op's kernel, past autograd."""
-    with torch._C._AutoDispatchBelowAutograd():
+    with _private.AutoDispatchBelowAutograd():
         return op(*arguments)
-
-
-def _has_tangent(arguments: tuple[Any, ...]) -> bool:
-    if forward_ad._current_level < 0:
-        return False
-    return any(isinstance(each, Tensor) and forward_ad.unpack_dual(each).tangent is not None for each in arguments)
 
 
 def _is_transformed(arguments: tuple[Any, ...]) -> bool:
     """Whether `torch.func` or forward mode goes through the call. `torch.autograd.Function` serves neither here."""
-    return torch._C._are_functorch_transforms_active() or _has_tangent(arguments)
+    if _private.are_functorch_transforms_active():
+        return True
+    return has_tangent(*(each for each in arguments if isinstance(each, Tensor)))
 
 
 def _requires_grad(arguments: tuple[Any, ...]) -> bool:
@@ -256,7 +250,7 @@ def _sample_with_noise(mean: Tensor, log_std: Tensor, generator: Any, state: Ten
 
 def _polyak_update_counted_(targets: list[Tensor], onlines: list[Tensor], tau: float) -> None:
     """Let autograd notice that a tensor saved for backward has changed."""
-    with torch._C._ExcludeDispatchKeyGuard(DispatchKeySet(DispatchKey.ADInplaceOrView)):
+    with _private.ExcludeDispatchKeyGuard(_private.DispatchKeySet(_private.DispatchKey.ADInplaceOrView)):
         _OPS.polyak_update_.default(targets, onlines, tau)
     torch.autograd.graph.increment_version(targets)
 
@@ -285,9 +279,10 @@ LIBRARY.impl("polyak_update_", _polyak_update_, "Autograd")
 LIBRARY.impl("polyak_update_", _polyak_update_counted_, "ADInplaceOrView")
 for _name in ("twin_q_target_backward", "tanh_gaussian_log_prob_backward", "tanh_gaussian_rsample_backward"):
     _register_backward(_name)
-for _device in ("CPU", "CUDA"):
+for _device in DEVICES:
     LIBRARY.impl("tanh_gaussian_rsample", _sample, _device)
     LIBRARY.impl("_tanh_gaussian_rsample_with_noise", _sample_with_noise, _device)
+for _device in ("CPU", "CUDA"):
     for _name in ("twin_q_target", "tanh_gaussian_rsample", "tanh_gaussian_log_prob"):
         # The density needs float32, as torch's own log-probabilities do.
         torch.library.register_autocast(f"sacfast::{_name}", _device.lower(), torch.float32)

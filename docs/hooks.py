@@ -24,6 +24,7 @@ TABLES = {
     "update": lambda rows: "\n\n".join(map(update_table, rows)),
     "collect": lambda rows: "\n\n".join(map(report.collect_table, rows)),
     "train": lambda rows: "\n\n".join(map(report.train_table, rows)),
+    "install": lambda rows: report.install_table(rows),
 }
 
 
@@ -59,10 +60,11 @@ def figures(path: Path) -> str:
 
 def origin(result: dict[str, Any]) -> str:
     """Name machine, versions, date, commit and command."""
-    hardware, versions = result["hardware"], result["versions"]
+    hardware, versions = result["hardware"], result.get("versions")  # an installation has those of each row
+    found = f"torch {versions['torch']}, Python {versions['python']}, " if versions else ""
     return (
         f"`{result['command']}` on {hardware['usable_cores']} cores of {hardware['processor']}, "
-        f"torch {versions['torch']}, Python {versions['python']}, {result['date'][:10]}, "
+        f"{found}{result['date'][:10]}, "
         f"commit `{result['source']['commit'][:10]}`."
     )
 

@@ -155,6 +155,22 @@ def train_table(row: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *_remarks(row)])
 
 
+def install_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Format what `.ci/wheel.py` has written: a line for each Python and torch."""
+    lines = ["seconds, and megabytes that pip adds; the wheel's dependencies are NumPy, Gymnasium and smaller ones"]
+    for row in rows:
+        kernels = "CPU and CUDA kernels" if row["cuda_kernels"] else "CPU kernels"
+        torch = f"torch {row['torch']} for {'the CPU' if row['cuda'] is None else 'CUDA ' + row['cuda']}"
+        lines += ["", f"Python {row['python']}, {torch}: autograd in {row['autograd']}, {kernels}"]
+        for name, what in (("torch", "torch"), ("ops", "the wheel alone"), ("rest", "its dependencies")):
+            lines.append(f"  {what:32}{row[f'{name}_seconds']:7.1f} s{row[f'{name}_megabytes']:9.1f} MB")
+        lines.append(f"  {'sacfast doctor':32}{row['doctor_seconds']:7.1f} s")
+        run = row["run"]
+        what = f"train {run['env_id']}, {run['total_timesteps']} steps"
+        lines.append(f"  {what:32}{run['seconds']:7.1f} s     return {run['eval_return_mean']:.0f}")
+    return "\n".join(lines)
+
+
 def _size(row: Mapping[str, Any]) -> str:
     hidden = "-".join(map(str, row["hidden_sizes"]))
     sizes = f"observation {row['observation_dim']}, action {row['action_dim']}, hidden {hidden}"

@@ -24,6 +24,7 @@ TABLES = {
     "update": lambda rows: "\n\n".join(map(update_table, rows)),
     "collect": lambda rows: "\n\n".join(map(report.collect_table, rows)),
     "train": lambda rows: "\n\n".join(map(report.train_table, rows)),
+    "autograd": lambda rows: report.autograd_table(rows),
     "install": lambda rows: report.install_table(rows),
 }
 

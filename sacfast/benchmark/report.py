@@ -157,7 +157,7 @@ def train_table(row: Mapping[str, Any]) -> str:
 
 def autograd_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Format what `benchmarks.autograd` has written."""
-    lines = ["median (20th - 80th percentile) over the rounds of the fastest sample of each; ratios are taken inside each round"]
+    lines = ["fastest sample of a round: median (20th - 80th percentile) over the rounds; ratios are inside each round"]
     for row in rows:
         lines += ["", f"{row['op']}  {row['size']}"]
         for name, microseconds in row["microseconds"].items():

@@ -32,6 +32,7 @@ from collections import deque
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, Protocol, Self
@@ -40,7 +41,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from sacfast import checkpoint, output, saved
+from sacfast import _ext, checkpoint, output, saved
 from sacfast.callbacks import Callback, as_callbacks, asks_to_stop, overriding
 from sacfast.config import STABLE_BASELINES3, SACConfig, TrainConfig
 from sacfast.devices import with_index
@@ -908,12 +909,17 @@ class UpdateSchedule:
 def resolve_device(device: str) -> torch.device:
     """Turn "auto", "cpu", "cuda" or "cuda:N" into a device that is there; a GPU with its index.
 
+    "auto" is a GPU that torch and the kernels can use, or else the CPU; a warning says why where only torch can.
+
     Raises:
         ValueError: CUDA was asked for by name and is not available.
     """
     available = torch.cuda.is_available()
     if device == "auto":
-        return with_index("cuda" if available else "cpu")
+        reason = _ext.cuda_reason()
+        if available and reason:
+            _warn_of_cpu(reason)
+        return with_index("cpu" if reason else "cuda")
     resolved = torch.device(device)
     if resolved.type == "cuda" and not available:
         reason = "finds no GPU" if torch.version.cuda else "is built without CUDA"
@@ -921,6 +927,12 @@ def resolve_device(device: str) -> torch.device:
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device: expected an index below {torch.cuda.device_count()}, got {device!r}")
     return with_index(resolved)
+
+
+@cache
+def _warn_of_cpu(reason: str) -> None:
+    """Say once in a process why a GPU stays idle."""
+    _LOG.warning("device: 'auto' is the CPU: %s", reason)
 
 
 _EVALUATION = {

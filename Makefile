@@ -153,7 +153,8 @@ gpu-check:
 
 # ---- Wheels: one for each Python, for every torch from 2.11 on; with CUDA kernels where nvcc is found ---------------
 
-# make wheel WHEEL_PYTHONS="python3.11 python3.12". Fetches each torch once, for its headers, and two to try the wheel.
+# make wheel WHEEL_PYTHONS="python3.11 python3.12". Fetches each torch once, for its headers, and two to try each wheel.
+# Writes what the tries took to build/install.json. SACFAST_CUDA=0 make wheel: without CUDA kernels.
 WHEEL_PYTHONS ?= $(PYTHON)
 wheel:
 	$(PYTHON) .ci/wheel.py $(WHEEL_PYTHONS)

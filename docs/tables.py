@@ -35,11 +35,13 @@ def where(result: Row) -> str:
 
 def origin(result: Row, name: str) -> str:
     """Name the command, versions, commit and file of a result."""
-    versions = result["versions"]
-    return (
-        f"Median, in brackets the 20th to the 80th percentile. `{result['command']}`, torch {versions['torch']}, "
-        f"Python {versions['python']}, commit `{result['source']['commit'][:10]}`; data: `benchmarks/results/{name}`."
-    )
+    versions, spread = result.get("versions"), "Median, in brackets the 20th to the 80th percentile. "
+    if versions is None:  # an installation has those of each row, and was made once
+        found, spread = "", ""
+    else:
+        found = f"torch {versions['torch']}, Python {versions['python']}, "
+    commit = result["source"]["commit"][:10]
+    return f"{spread}`{result['command']}`, {found}commit `{commit}`; data: `benchmarks/results/{name}`."
 
 
 def faults(name: str = "faults.json") -> str:
@@ -156,11 +158,35 @@ def _train(rows: Sequence[Row]) -> str:
     return "\n\n".join(tables)
 
 
+def _autograd(rows: Sequence[Row]) -> str:
+    lines = []
+    for row in rows:
+        for name, microseconds in row["microseconds"].items():
+            ratio = row["times_slower_than_cpp"].get(name)
+            what = name if name == "plain torch" else f"autograd in {name}"
+            lines.append((_what(row), what, _spread(microseconds), "" if ratio is None else _spread(ratio)))
+    return _table(("what, size", "by", "us", "times that of C++"), lines)
+
+
+def _install(rows: Sequence[Row]) -> str:
+    lines = []
+    for row in rows:
+        for name, what in (("torch", "torch"), ("ops", "the wheel alone"), ("rest", "its dependencies")):
+            size = f"{row[f'{name}_megabytes']:.0f}"
+            lines.append((row["python"], row["torch"], what, f"{row[f'{name}_seconds']:.0f}", size))
+        run = row["run"]
+        what = f"`sacfast train --env-id {run['env_id']} --total-timesteps {run['total_timesteps']}`"
+        lines.append((row["python"], row["torch"], what, f"{run['seconds']:.0f}", ""))
+    return _table(("Python", "torch", "what", "seconds", "MB"), lines)
+
+
 _TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "ops": _ops,
     "update": _update,
     "collect": _collect,
     "train": _train,
+    "autograd": _autograd,
+    "install": _install,
 }
 
 

@@ -114,7 +114,10 @@ def cuda_reason() -> str:
                 f"sacfast has kernels for CUDA {' and '.join(others)}, and torch {torch.__version__} is built for CUDA "
                 f"{torch.version.cuda}: install a torch for CUDA {others[-1]}, or build sacfast from source"
             )
-        return "sacfast was built without CUDA (no nvcc was found, or SACFAST_CUDA=0)"
+        return (
+            "sacfast was built without CUDA kernels: where nvcc is installed, build it from source "
+            "(SACFAST_CUDA=1 pip install --no-build-isolation .)"
+        )
     if not torch.cuda.is_available():
         return "no CUDA device is available"
     if torch.cuda.get_device_capability() < OLDEST_GPU:

@@ -362,12 +362,6 @@ def _resume(arguments: Sequence[str]) -> int:
         models = [SAC.resume(run_dir, **changes) for run_dir in _run_dirs(options.resume)]
     except (TypeError, ValueError, OSError, MemoryError, RunInUseError) as error:
         raise UsageError(_one_line(error)) from error
-    there = max(model.timesteps for model in models)
-    if options.total_timesteps is not None and options.total_timesteps <= there:
-        raise UsageError(
-            f"total_timesteps: expected more than the {there} transitions that the run has, "
-            f"got {options.total_timesteps}"
-        )
     for model in models:
         steps = f", {model.environment_steps} steps of the environments made again" if model.environment_steps else ""
         print(f"{model.train_config.run_dir}: resumed after {model.timesteps} transitions{steps}")

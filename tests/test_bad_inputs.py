@@ -44,7 +44,7 @@ RSAMPLE, TWIN_Q = "ops/test_tanh_gaussian.py::", "ops/test_twin_q.py::"
 POLYAK, NOISE = "ops/test_polyak.py::", "ops/test_noise.py::"
 CATEGORICAL, QUANTILE = "ops/test_categorical.py::", "ops/test_quantile.py::"
 ADAM = "ops/test_adam_polyak.py::"
-TRANSFORMS = "ops/test_transforms.py::"
+TRANSFORMS, OTHER_TORCH = "ops/test_transforms.py::", "ops/test_other_torch.py::"
 STATE, THREADS = "test_fused_state.py::", "test_fused_threads.py::"
 FUSED, REFERENCE, REPLAY = "test_fused.py::", "test_reference.py::", "test_replay.py::"
 ENVS, TRAINER, CLI = "test_envs.py::", "test_trainer.py::", "test_cli.py::"
@@ -358,6 +358,8 @@ TABLE: dict[str, dict[str, list[str]]] = {
             HERE + "test_a_torch_without_a_library_of_its_own_has_autograd_in_python",
             HERE + "test_a_kind_of_autograd_that_does_not_exist_is_refused",
             HERE + "test_a_torch_for_another_cuda_is_named",
+            OTHER_TORCH + "test_a_torch_of_another_cuda_is_named_in_the_call",
+            OTHER_TORCH + "test_a_torch_that_moves_private_names_is_named_where_they_are_needed",
             HERE + "test_a_library_that_does_not_load_is_refused",
             HERE + "test_a_library_that_is_not_there_is_refused",
             HERE + "test_sources_that_hide_an_installed_package_are_named",
@@ -369,6 +371,7 @@ TABLE: dict[str, dict[str, list[str]]] = {
             HERE + "test_native_objects_that_init_has_not_made_are_refused",
             FUSED + "test_other_instruction_sets",
         ],
+        "trainer": ["test_devices.py::test_a_gpu_that_the_kernels_cannot_use_is_passed_over_and_said_once"],
         "cli": [HERE + "test_the_command_refuses_a_cpu_level_in_one_line"],
     },
     "a package that is not installed, or is another one": {
@@ -791,7 +794,7 @@ def test_a_kind_of_autograd_that_does_not_exist_is_refused(monkeypatch: pytest.M
 def test_a_torch_for_another_cuda_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(_ext, "FOLDER", tmp_path)
-    assert "sacfast was built without CUDA" in _ext.cuda_reason()
+    assert "built without CUDA kernels: where nvcc is installed, build it from source" in _ext.cuda_reason()
     (tmp_path / "_ops_cuda13.so").touch()
     assert _ext.cuda_library() is None  # nothing of another CUDA is loaded
     assert re.fullmatch(

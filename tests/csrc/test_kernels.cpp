@@ -23,6 +23,8 @@ namespace sacfast::SACFAST_ISA {
 namespace {
 
 constexpr std::int64_t kTransitions = 60;
+// What the memory holds at first: as a number it is NaN, so that a kernel which reads what none has written is found.
+constexpr char kNeverWritten = '\xff';
 
 UpdateSettings settings_of(std::vector<std::int64_t> hidden_sizes, std::int64_t batch_size) {
   UpdateSettings settings;
@@ -63,8 +65,8 @@ struct Simulated {
   HostEngine<T> engine;
 
   explicit Simulated(const UpdateSettings& settings, int learners = 1, bool reversed = false)
-      : memory(static_cast<std::size_t>(HostEngine<T>::bytes(settings, learners))),
-        engine(settings, learners, memory.data(), HostMachine(reversed)) {}
+      : memory(static_cast<std::size_t>(HostEngine<T>::bytes(settings, learners)), kNeverWritten),
+        engine(settings, learners, memory.data(), nullptr, HostMachine(reversed)) {}
 };
 
 template <class Visit>
@@ -414,6 +416,31 @@ void check_moments_that_overflow(UpdateSettings settings) {
   }
 }
 
+// A row number that there is no row for is named, and nothing is read there; the updates before it count.
+void check_row_numbers(const UpdateSettings& settings) {
+  const Transitions transitions(settings, 5);
+  constexpr std::int64_t far = std::int64_t{1} << 40;  // reading there would end this program
+  for (const std::int64_t bad : {std::int64_t{-1}, kTransitions, far, -far}) {
+    std::vector<std::int64_t> index = index_of(4, settings.batch_size);
+    index[static_cast<std::size_t>(2 * settings.batch_size)] = bad;
+    index.back() = 3 * far;  // a later one, in an update that is not made
+    Simulated<float> engine(settings), twin(settings);
+    start<float>(engine.engine, settings, 4);
+    start<float>(twin.engine, settings, 4);
+    UpdateWork<float> work = work_of<float>(transitions, index, 4);
+    work.capacity = kTransitions;
+    const UpdateOutcome got = engine.engine.update(work);
+    EXPECT(got.updates == 2);
+    EXPECT(got.fault == "index: expected rows in [0, 60), got " + std::to_string(bad));
+    twin.engine.update(work_of<float>(transitions, index, 2));
+    EXPECT(state_of<float>(engine.engine, settings) == state_of<float>(twin.engine, settings));
+    work.steps = 2;
+    EXPECT(engine.engine.update(work).fault.empty());  // and it goes on
+    twin.engine.update(work);
+    EXPECT(state_of<float>(engine.engine, settings) == state_of<float>(twin.engine, settings));
+  }
+}
+
 // One of two learners fails at its second update; both are whole, and go on. `which`: the one.
 void check_one_of_two_fails(const UpdateSettings& settings, int which, std::int64_t steps_of_other) {
   const auto failing = static_cast<std::size_t>(which), other = static_cast<std::size_t>(1 - which);
@@ -546,6 +573,8 @@ int run() {
   check_precision(Precision::kBfloat16, 2e-2);
 
   check_moments_that_overflow(usual);
+  check_row_numbers(usual);
+  check_row_numbers(v1(usual));
   for (const UpdateSettings& each : {usual, v1(usual), settings_of({}, 16)}) {
     check_side_by_side(each);
     check_queued_side_by_side(each);

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from native import ADDRESS, COMPILER, THIN, build, cmake_flags, levels, run
+from native import ADDRESS, COMPILER, THIN, build, cmake_flags, cuda_headers, levels, run
 
 from sacfast import _ext
 
@@ -32,6 +32,13 @@ def test_threads_and_engine(tmp_path: Path) -> None:
 def test_the_gpu_s_kernels_on_the_host(tmp_path: Path) -> None:
     """They make the updates of the CPU engine. Scalar code: one level says it all."""
     run(build("test_kernels", "baseline", tmp_path, "-O1"))
+
+
+@pytest.mark.skipif(cuda_headers() is None, reason="needs the headers of a CUDA toolkit: install nvcc or set CUDA_HOME")
+@pytest.mark.parametrize("test", ["test_cuda_runtime", "test_cuda_engine"])
+def test_the_gpu_s_engine_on_a_stand_in_for_the_cuda_runtime(test: str, tmp_path: Path) -> None:
+    """Streams, graphs, memory and calls that a GPU refuses: what no test of the kernels can see."""
+    run(build(test, "baseline", tmp_path, "-O1"))
 
 
 def test_the_gpu_s_kernels_of_the_ops_on_the_host(tmp_path: Path) -> None:

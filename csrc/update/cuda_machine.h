@@ -56,7 +56,9 @@ class CudaMachine {
 
   // The graphs and the host's memory outlive the work that uses them.
   ~CudaMachine() {
-    if (last_ != nullptr) cudaEventSynchronize(last_.get());
+    if (last_ == nullptr) return;
+    if (!is_marked_) cudaEventRecord(last_.get(), queue_);
+    cudaEventSynchronize(last_.get());
   }
 
   // What follows is queued there, behind all that was marked before. The stream of earlier work is not touched again:
@@ -69,7 +71,10 @@ class CudaMachine {
   }
 
   // Work queued so far is what `use_queue`, `is_done` and `wait` speak of.
-  void mark() { SACFAST_CUDA(cudaEventRecord(last_.get(), queue_)); }
+  void mark() {
+    SACFAST_CUDA(cudaEventRecord(last_.get(), queue_));
+    is_marked_ = true;
+  }
 
   bool is_done() const {
     const cudaError_t status = cudaEventQuery(last_.get());
@@ -127,9 +132,11 @@ class CudaMachine {
   // While an update is recorded its lanes are streams of our own: the caller's may be the default one, which cannot be.
   cudaStream_t stream(Lane lane) const { return is_recording_ ? recording_[static_cast<int>(lane)].get() : queue_; }
 
-  // The driver's queue holds about 1,024 launches. A launch beyond them would wait inside the driver, and with it every
-  // other thread that uses the GPU. So at most twice kPace launches are ahead of the GPU, and who waits does it here.
+  // Before every launch. The driver's queue holds about 1,024 launches. A launch beyond them would wait inside the
+  // driver, and with it every other thread that uses the GPU. So at most twice kPace launches are ahead of the GPU, and
+  // who waits does it here.
   void pace() {
+    is_marked_ = false;
     if (++launches_ % kPace != 0) return;
     SACFAST_CUDA(cudaEventRecord(pace_[0].get(), queue_));
     pace_[0].swap(pace_[1]);
@@ -170,6 +177,7 @@ class CudaMachine {
   cudaStream_t queue_ = nullptr;
   std::int64_t launches_ = 0;
   bool is_recording_ = false;
+  bool is_marked_ = true;
 };
 
 #undef SACFAST_CUDA

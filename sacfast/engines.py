@@ -89,7 +89,7 @@ def check_device(device: torch.device, dtype: torch.dtype) -> None:
     """Raise ValueError for a device or dtype that no engine has, or that this machine lacks."""
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device: the fused backend runs on 'cpu' and 'cuda', got {str(device)!r}")
-    if device.type == "cuda" and (reason := _ext.cuda_reason()):
+    if device.type == "cuda" and (reason := _ext.cuda_reason(device.index)):
         raise ValueError(f"device: expected one that this machine has, got {str(device)!r}: {reason}")
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")

@@ -103,8 +103,11 @@ def autograd_library() -> Path | None:
     return library if wish == "" and library.exists() else None
 
 
-def cuda_reason() -> str:
-    """Say why the CUDA kernels cannot run here, or return "" when they can."""
+def cuda_reason(index: int | None = None) -> str:
+    """Say why the CUDA kernels cannot run here, or return "" when they can.
+
+    `index` is that of a GPU; None: the current one.
+    """
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a CPU build"
     if cuda_library() is None:
@@ -120,8 +123,10 @@ def cuda_reason() -> str:
         )
     if not torch.cuda.is_available():
         return "no CUDA device is available"
-    if torch.cuda.get_device_capability() < OLDEST_GPU:
-        return f"{torch.cuda.get_device_name()} is older than compute capability {_dotted(OLDEST_GPU)}"
+    if index is not None and index >= torch.cuda.device_count():
+        return f"the machine has {torch.cuda.device_count()} of them"
+    if torch.cuda.get_device_capability(index) < OLDEST_GPU:
+        return f"{torch.cuda.get_device_name(index)} is older than compute capability {_dotted(OLDEST_GPU)}"
     return ""
 
 

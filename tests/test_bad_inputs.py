@@ -50,6 +50,7 @@ FUSED, REFERENCE, REPLAY = "test_fused.py::", "test_reference.py::", "test_repla
 ENVS, TRAINER, CLI = "test_envs.py::", "test_trainer.py::", "test_cli.py::"
 CHECKPOINT, CONFIG, POLICY = "test_checkpoint.py::", "test_config.py::", "test_policy.py::"
 OPTIONAL = "test_optional_packages.py::"
+ENGINES, NATIVE = "test_engines.py::", "test_native.py::"
 MEMORY, INTERRUPT, RUN_FILES = "test_memory.py::", "test_interrupt.py::", "test_run_files.py::"
 
 TABLE: dict[str, dict[str, list[str]]] = {
@@ -173,7 +174,11 @@ TABLE: dict[str, dict[str, list[str]]] = {
     },
     "side stream": {
         "ops": [HERE + "test_ops_on_a_side_stream"],
-        "learner": [HERE + "test_the_reference_on_a_side_stream"],
+        "learner": [
+            HERE + "test_the_reference_on_a_side_stream",
+            ENGINES + "test_what_is_asked_for_on_another_stream_is_queued_there",
+            NATIVE + "test_the_gpu_s_engine_on_a_stand_in_for_the_cuda_runtime",
+        ],
     },
     "more than 2^31 elements": {
         "ops": [HERE + "test_ops_reach_beyond_2_31_elements", HERE + "test_ops_count_beyond_2_31_elements"],
@@ -344,6 +349,7 @@ TABLE: dict[str, dict[str, list[str]]] = {
         "learner": [
             HERE + "test_a_learner_that_cannot_fit_is_refused",
             HERE + "test_a_learner_that_does_not_fit_after_all_says_so",
+            ENGINES + "test_work_that_the_gpu_refuses_is_an_error_and_what_was_queued_before_counts",
             HERE + "test_what_an_engine_is_said_to_take_is_what_it_takes",
             HERE + "test_a_native_engine_refuses_sizes_that_no_memory_has",
             HERE + "test_a_native_engine_refuses_sizes_whose_sum_overflows",
@@ -360,6 +366,7 @@ TABLE: dict[str, dict[str, list[str]]] = {
             HERE + "test_a_torch_for_another_cuda_is_named",
             OTHER_TORCH + "test_a_torch_of_another_cuda_is_named_in_the_call",
             OTHER_TORCH + "test_a_torch_that_moves_private_names_is_named_where_they_are_needed",
+            HERE + "test_an_nvcc_of_another_cuda_is_refused",
             HERE + "test_a_library_that_does_not_load_is_refused",
             HERE + "test_a_library_that_is_not_there_is_refused",
             HERE + "test_sources_that_hide_an_installed_package_are_named",
@@ -368,6 +375,7 @@ TABLE: dict[str, dict[str, list[str]]] = {
         ],
         "learner": [
             HERE + "test_a_native_module_that_is_not_there_is_refused",
+            HERE + "test_a_gpu_that_the_kernels_do_not_run_on_is_named",
             HERE + "test_native_objects_that_init_has_not_made_are_refused",
             FUSED + "test_other_instruction_sets",
         ],
@@ -386,7 +394,11 @@ TABLE: dict[str, dict[str, list[str]]] = {
         "cli": [OPTIONAL + "test_a_missing_package_is_one_line_that_says_what_to_install"],
     },
     "replay larger than memory, capacity below a batch, sampling when empty": {
-        "learner": [STATE + "test_update_refuses", REFERENCE + "test_update_refuses"],
+        "learner": [
+            STATE + "test_update_refuses",
+            REFERENCE + "test_update_refuses",
+            ENGINES + "test_a_row_number_that_the_buffer_has_no_row_for_is_named",
+        ],
         "replay": [
             HERE + "test_a_replay_buffer_that_cannot_fit_is_refused",
             REPLAY + "test_a_capacity_beyond_free_memory_is_refused_naming_both_sizes",
@@ -803,6 +815,39 @@ def test_a_torch_for_another_cuda_is_named(monkeypatch: pytest.MonkeyPatch, tmp_
     )
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert _ext.cuda_library() == tmp_path / "_ops_cuda13.so"
+
+
+def test_an_nvcc_of_another_cuda_is_refused() -> None:
+    beside = Path(sys.executable).with_name("cmake")
+    cmake = shutil.which(beside) or shutil.which("cmake")
+    assert cmake is not None
+
+    def check(cuda: str, nvcc: str) -> str:
+        facts = (f"-DTORCH_CUDA={cuda}", f"-DNVCC_VERSION={nvcc}")
+        command = [cmake, *facts, "-P", str(ROOT / "cmake" / "cuda_major.cmake")]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+    for cuda, nvcc in (("13.0", "13.0.88"), ("13.2", "13.0.88"), ("", "12.8.61")):  # the last: a CPU build of torch
+        assert check(cuda, nvcc) == ""
+    message = " ".join(check("12.8", "13.0.88").split())
+    assert "nvcc is of CUDA 13.0.88 and the installed torch is built for CUDA 12.8: set CUDA_HOME to a" in message
+    assert "set SACFAST_CUDA=0" in message
+
+
+def test_a_gpu_that_the_kernels_do_not_run_on_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(_ext, "FOLDER", tmp_path)
+    (tmp_path / "_ops_cuda13.so").touch()
+    for name, value in {"is_available": True, "device_count": 2}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5) if index == 1 else (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    for number, reason in ((1, "GPU 1 is older than compute capability 8.0"), (2, "the machine has 2 of them")):
+        with pytest.raises(
+            ValueError, match=f"^device: expected one that this machine has, got 'cuda:{number}': {reason}"
+        ):
+            engines.check_device(torch.device("cuda", number), torch.float32)
+    engines.check_device(torch.device("cuda", 0), torch.float32)
 
 
 def test_a_library_that_does_not_load_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ CUDA_TORCH := torch==2.14.1
 PEERS := 'stable-baselines3==2.9.*' 'sbx-rl==0.28.*' rltools==2.2.1 mkl mkl-include 'gymnasium[mujoco]'
 
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find cmake csrc -type f)
-FORMATTED := $(shell find csrc tests/csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+FORMATTED := $(shell find csrc tests/csrc tests/ptx -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 # Prints lists of requirements from pyproject.toml, so that they stand in one place.
 REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb")); project = p["project"]; \
 	lists = {"build": p["build-system"]["requires"], "run": project["dependencies"], **project["optional-dependencies"]}; \

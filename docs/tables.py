@@ -28,9 +28,9 @@ def figures(name: str) -> str:
 
 
 def where(result: Row) -> str:
-    """Name processor and date of a result in a few words."""
-    processor = result["hardware"]["processor"].replace("(R)", "")
-    return f"{result['hardware']['usable_cores']} cores of {processor}, {result['date'][:10]}"
+    """Name processor, instruction set and date of a result in a few words."""
+    processor, level = result["hardware"]["processor"].replace("(R)", ""), result["native"]["cpu_level"].upper()
+    return f"{result['hardware']['usable_cores']} cores of {processor}, {level}, {result['date'][:10]}"
 
 
 def origin(result: Row, name: str) -> str:

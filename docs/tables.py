@@ -29,17 +29,18 @@ def figures(name: str) -> str:
 
 def where(result: Row) -> str:
     """Name processor, instruction set and date of a result in a few words."""
-    processor, level = result["hardware"]["processor"].replace("(R)", ""), result["native"]["cpu_level"].upper()
-    return f"{result['hardware']['usable_cores']} cores of {processor}, {level}, {result['date'][:10]}"
+    processor, native = result["hardware"]["processor"].replace("(R)", ""), result.get("native")
+    level = f"{native['cpu_level'].upper()}, " if native else ""
+    return f"{result['hardware']['usable_cores']} cores of {processor}, {level}{result['date'][:10]}"
 
 
 def origin(result: Row, name: str) -> str:
     """Name the command, versions, commit and file of a result."""
-    versions = result["versions"]
-    return (
-        f"Median, in brackets the 20th to the 80th percentile. `{result['command']}`, torch {versions['torch']}, "
-        f"Python {versions['python']}, commit `{result['source']['commit'][:10]}`; data: `benchmarks/results/{name}`."
-    )
+    versions = result.get("versions")  # an installation has those of each row
+    found = f", torch {versions['torch']}, Python {versions['python']}" if versions else ""
+    kind = "Median, in brackets the 20th to the 80th percentile. " if versions else ""
+    commit = result["source"]["commit"][:10]
+    return f"{kind}`{result['command']}`{found}, commit `{commit}`; data: `benchmarks/results/{name}`."
 
 
 def faults(name: str = "faults.json") -> str:
@@ -156,11 +157,38 @@ def _train(rows: Sequence[Row]) -> str:
     return "\n\n".join(tables)
 
 
+def _autograd(rows: Sequence[Row]) -> str:
+    lines = []
+    for row in rows:
+        for name, microseconds in row["microseconds"].items():
+            ratio = row["times_slower_than_cpp"].get(name)
+            what = name if name == "plain torch" else f"autograd in {name}"
+            lines.append((f"`{row['op']}`", row["size"], what, _spread(microseconds), _spread(ratio) if ratio else ""))
+    return _table(("op", "size", "by", "us", "times that of C++"), lines)
+
+
+def _install(rows: Sequence[Row]) -> str:
+    parts = {"torch": "torch", "ops": "the wheel alone", "rest": "its dependencies"}
+    lines = []
+    for row in rows:
+        torch = f"torch {row['torch']} for {'the CPU' if row['cuda'] is None else 'CUDA ' + row['cuda']}"
+        where = f"Python {row['python']}, {torch}, autograd in {row['autograd']}"
+        for name, what in parts.items():
+            lines.append((where, what, f"{row[f'{name}_seconds']:.1f}", f"{row[f'{name}_megabytes']:.1f}"))
+        lines.append((where, "`sacfast doctor`", f"{row['doctor_seconds']:.1f}", ""))
+        run = row["run"]
+        what = f"train {run['env_id']}, {run['total_timesteps']} steps: return {run['eval_return_mean']:.0f}"
+        lines.append((where, what, f"{run['seconds']:.1f}", ""))
+    return _table(("where", "what", "seconds", "MB that pip adds"), lines)
+
+
 _TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "ops": _ops,
     "update": _update,
     "collect": _collect,
     "train": _train,
+    "autograd": _autograd,
+    "install": _install,
 }
 
 

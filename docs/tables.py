@@ -28,20 +28,19 @@ def figures(name: str) -> str:
 
 
 def where(result: Row) -> str:
-    """Name processor and date of a result in a few words."""
-    processor = result["hardware"]["processor"].replace("(R)", "")
-    return f"{result['hardware']['usable_cores']} cores of {processor}, {result['date'][:10]}"
+    """Name processor, instruction set and date of a result in a few words."""
+    processor, native = result["hardware"]["processor"].replace("(R)", ""), result.get("native")
+    level = f"{native['cpu_level'].upper()}, " if native else ""
+    return f"{result['hardware']['usable_cores']} cores of {processor}, {level}{result['date'][:10]}"
 
 
 def origin(result: Row, name: str) -> str:
     """Name the command, versions, commit and file of a result."""
-    versions, spread = result.get("versions"), "Median, in brackets the 20th to the 80th percentile. "
-    if versions is None:  # an installation has those of each row, and was made once
-        found, spread = "", ""
-    else:
-        found = f"torch {versions['torch']}, Python {versions['python']}, "
+    versions = result.get("versions")  # an installation has those of each row
+    found = f", torch {versions['torch']}, Python {versions['python']}" if versions else ""
+    kind = "Median, in brackets the 20th to the 80th percentile. " if versions else ""
     commit = result["source"]["commit"][:10]
-    return f"{spread}`{result['command']}`, {found}commit `{commit}`; data: `benchmarks/results/{name}`."
+    return f"{kind}`{result['command']}`{found}, commit `{commit}`; data: `benchmarks/results/{name}`."
 
 
 def faults(name: str = "faults.json") -> str:
@@ -164,20 +163,23 @@ def _autograd(rows: Sequence[Row]) -> str:
         for name, microseconds in row["microseconds"].items():
             ratio = row["times_slower_than_cpp"].get(name)
             what = name if name == "plain torch" else f"autograd in {name}"
-            lines.append((_what(row), what, _spread(microseconds), "" if ratio is None else _spread(ratio)))
-    return _table(("what, size", "by", "us", "times that of C++"), lines)
+            lines.append((f"`{row['op']}`", row["size"], what, _spread(microseconds), _spread(ratio) if ratio else ""))
+    return _table(("op", "size", "by", "us", "times that of C++"), lines)
 
 
 def _install(rows: Sequence[Row]) -> str:
+    parts = {"torch": "torch", "ops": "the wheel alone", "rest": "its dependencies"}
     lines = []
     for row in rows:
-        for name, what in (("torch", "torch"), ("ops", "the wheel alone"), ("rest", "its dependencies")):
-            size = f"{row[f'{name}_megabytes']:.0f}"
-            lines.append((row["python"], row["torch"], what, f"{row[f'{name}_seconds']:.0f}", size))
+        torch = f"torch {row['torch']} for {'the CPU' if row['cuda'] is None else 'CUDA ' + row['cuda']}"
+        where = f"Python {row['python']}, {torch}, autograd in {row['autograd']}"
+        for name, what in parts.items():
+            lines.append((where, what, f"{row[f'{name}_seconds']:.1f}", f"{row[f'{name}_megabytes']:.1f}"))
+        lines.append((where, "`sacfast doctor`", f"{row['doctor_seconds']:.1f}", ""))
         run = row["run"]
-        what = f"`sacfast train --env-id {run['env_id']} --total-timesteps {run['total_timesteps']}`"
-        lines.append((row["python"], row["torch"], what, f"{run['seconds']:.0f}", ""))
-    return _table(("Python", "torch", "what", "seconds", "MB"), lines)
+        what = f"train {run['env_id']}, {run['total_timesteps']} steps: return {run['eval_return_mean']:.0f}"
+        lines.append((where, what, f"{run['seconds']:.1f}", ""))
+    return _table(("where", "what", "seconds", "MB that pip adds"), lines)
 
 
 _TABLES: dict[str, Callable[[Sequence[Row]], str]] = {

@@ -87,7 +87,7 @@ def test_equations_are_mathml(site: Path) -> None:
 
 
 def test_figures_are_those_of_the_files(site: Path) -> None:
-    text = text_of(site / "performance.html")
+    text = " ".join(map(text_of, site.glob("*.html")))
     for path in RESULTS.glob("*_cpu.json"):
         result = json.loads(path.read_text())
         assert f"{result['command']}, torch {result['versions']['torch']}" in text, path.name
@@ -112,6 +112,15 @@ def test_arguments_of_stable_baselines3_are_all_there(site: Path) -> None:
     for name, here in STABLE_BASELINES3.items():
         words = here.replace("`", "").removeprefix("here it is ").removeprefix("here ")
         assert re.search(rf"\b{name}(?:, \w+)* {re.escape(words)}", text), name
+
+
+def test_code_is_that_of_the_sources(site: Path) -> None:
+    for page, example in (("stable-baselines3", "stable_baselines3_sac"), ("torchrl", "torchrl_tanh_normal")):
+        text, source = text_of(site / f"from-{page}.html"), (ROOT / "examples" / f"{example}.py").read_text()
+        names = re.search(r"<!-- source: \S+ (.+) -->", (ROOT / "docs" / f"from-{page}.md").read_text())[1].split()
+        for name in names:
+            (code,) = re.findall(rf"^class {name}\(.*?(?=\n\n\n)", source, re.DOTALL | re.MULTILINE)
+            assert re.sub(r"\s+", " ", code) in text, name
 
 
 def test_every_request_of_a_page_is_met(site: Path) -> None:

@@ -40,8 +40,8 @@ INDEX_WORDS_PER_CALL = 2**22
 SECONDS_PER_CALL = 0.05
 """How long a native call on the CPU is to take, if it is more than one update: signals are heeded between calls."""
 
-QUEUED_PER_CALL = 1024
-"""Most updates that a call queues on a GPU."""
+QUEUED_PER_CALL = 128
+"""Most updates that a native call queues on a GPU: signals are heeded between calls."""
 
 _SAME_NAME = (
     *("observation_dim", "action_dim", "batch_size", "gamma", "reward_scale", "target_entropy"),

@@ -148,8 +148,10 @@ cuda-build: $(CUDA_VENV)/.dependencies
 	$(CUDA_VENV)/bin/python .ci/show_cuda.py build/cuda-library
 
 # On a machine with a GPU: builds against the torch of $(PYTHON), tests and measures there. Needs no network.
+# make gpu-check GPU_CHECK="--wheels FOLDER"
+GPU_CHECK ?=
 gpu-check:
-	$(PYTHON) -m benchmarks.gpu_check
+	$(PYTHON) -m benchmarks.gpu_check $(GPU_CHECK)
 
 # ---- Wheels: one for each Python, for every torch from 2.11 on; with CUDA kernels where nvcc is found ---------------
 

@@ -110,7 +110,7 @@ def measure() -> dict[str, Any]:
     kernels = [
         Kernel(name, event.time_range.start, event.time_range.end)
         for event in profiler.events() or ()
-        if (name := short_name(event.name)) is not None
+        if event.device_type == torch.autograd.DeviceType.CUDA and (name := short_name(event.name)) is not None
     ]
     return summarize(updates_of(kernels))
 

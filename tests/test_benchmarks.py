@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -366,3 +367,20 @@ def test_nodes_are_told_apart_and_set_beside_each_other() -> None:
         gpu_nodes.summarize([update(0.0), update(20.0)[:3]])
     with pytest.raises(ValueError, match="found none"):
         gpu_nodes.summarize([])
+
+
+def test_wheels_that_travel_serve_the_stages_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "before")
+    with pytest.raises(SystemExit, match="wheels: expected a folder with wheels"):
+        gpu_check.take_wheels(tmp_path)
+    info = "travelled-1.0.dist-info"
+    with zipfile.ZipFile(tmp_path / "travelled-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("travelled.py", "answer = 42")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: travelled\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    gpu_check.take_wheels(tmp_path)
+    site, before = os.environ["PYTHONPATH"].split(os.pathsep)
+    assert before == "before"
+    assert (Path(site) / "travelled.py").read_text() == "answer = 42"

@@ -29,6 +29,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from sacfast.benchmark import report  # noqa: E402  (it needs nothing that is not in Python)
+
 BUILD, DIST = ROOT / "build" / "wheel", ROOT / "dist"
 MINORS = ("2.11", "2.12", "2.13", "2.14")
 INSTALLED = ("2.13.0", "2.14.1")  # what a wheel is tried with
@@ -164,11 +167,8 @@ def train(installed: Path) -> dict[str, Any]:
     return {"env_id": TASK, "seconds": seconds, **found}
 
 
-def record(rows: Sequence[dict[str, Any]], command: str, output: Path) -> None:
+def record(rows: Sequence[dict[str, Any]], command: str, source: dict[str, Any], output: Path) -> None:
     """Write what the wheels took, with machine, command, date and source."""
-    sys.path.insert(0, str(ROOT))
-    from sacfast.benchmark import report
-
     kept = []
     for row in rows:
         facts = row.pop("provenance")
@@ -182,7 +182,7 @@ def record(rows: Sequence[dict[str, Any]], command: str, output: Path) -> None:
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware,
-        "source": report.source(ROOT),
+        "source": source,
         "rows": kept,
     }
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -221,6 +221,7 @@ def main() -> None:
     if options.headers:
         headers(Path(sys.executable))
         return
+    source = report.source(ROOT)  # before it may change
     if options.wheel is not None:
         BUILD.mkdir(parents=True, exist_ok=True)
         rows = [try_with(options.pythons[0], options.wheel.resolve(), torch) for torch in options.torch]
@@ -228,7 +229,7 @@ def main() -> None:
     else:
         rows = build_and_try(options.pythons, options.torch)
         command = f'make wheel WHEEL_PYTHONS="{" ".join(Path(python).name for python in options.pythons)}"'
-    record(rows, command, options.output)
+    record(rows, command, source, options.output)
 
 
 if __name__ == "__main__":

@@ -175,6 +175,7 @@ def install_table(rows: Sequence[Mapping[str, Any]]) -> str:
         kernels = "CPU and CUDA kernels" if row["cuda_kernels"] else "CPU kernels"
         torch = f"torch {row['torch']} for {'the CPU' if row['cuda'] is None else 'CUDA ' + row['cuda']}"
         lines += ["", f"Python {row['python']}, {torch}: autograd in {row['autograd']}, {kernels}"]
+        lines.append(f"  load average at the end: {row['load_average']:.1f}")  # how busy others kept the machine
         for name, what in (("torch", "torch"), ("ops", "the wheel alone"), ("rest", "its dependencies")):
             lines.append(f"  {what:32}{row[f'{name}_seconds']:7.1f} s{row[f'{name}_megabytes']:9.1f} MB")
         lines.append(f"  {'sacfast doctor':32}{row['doctor_seconds']:7.1f} s")

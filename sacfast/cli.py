@@ -100,7 +100,7 @@ class EvaluateOptions:
     """The policy's task; needed where it is module:Name-v0, which imports a module: no code is run because a file says
     so."""
     device: str = "auto"
-    """Where the policy works: "cpu", "cuda", "cuda:N", or "auto" (CUDA where there is one)."""
+    """Where the policy works: "cpu", "cuda", "cuda:N", or "auto" (CUDA where the kernels can use it)."""
     video: Path | None = None
     """An .mp4 file to film episodes to, on Gymnasium's own environment; None: none."""
     video_episodes: int = 1

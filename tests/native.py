@@ -23,7 +23,7 @@ COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 SOURCES = {
     "test_core": (),
     "test_panels": (),
-    "test_ops": ("ops/categorical/categorical_cpu.cpp", "ops/quantile/quantile_cpu.cpp"),
+    "test_ops": ("ops/categorical/categorical_cpu.cpp", "ops/moments/moments_cpu.cpp", "ops/quantile/quantile_cpu.cpp"),
     "test_update": ("update/engine_cpu.cpp", "core/thread_team.cpp", "core/cpu_level.cpp"),
     "test_kernels": ("update/engine_cpu.cpp", "core/thread_team.cpp", "core/cpu_level.cpp"),
 }

@@ -119,3 +119,13 @@ def test_the_step_runs_as_it_is_written() -> None:
     exec(block, {"torch": torch, "ops": ops, "critic": critic, "target_critic": target_critic})
     torch.testing.assert_close(critic.weight.detach(), before[0] - 3e-4, rtol=0, atol=1e-6)
     assert not torch.equal(target_critic.weight, before[1])
+
+
+def test_the_moments_run_as_they_are_written() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "uses.md").read_text(), flags=re.DOTALL)
+    (block,) = (block for block in blocks if "ops.update_running_moments_" in block)
+    names = {"torch": torch, "ops": ops, "observation": 3 * torch.randn(200, 17) + 5}
+    exec(block, names)
+    deviation, mean = torch.std_mean(names["normalized"], 0, correction=0)
+    torch.testing.assert_close(deviation, torch.ones(17), rtol=1e-4, atol=0)
+    torch.testing.assert_close(mean, torch.zeros(17), rtol=0, atol=1e-4)

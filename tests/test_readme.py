@@ -36,7 +36,12 @@ TESTED = {
     "save": ("docs/runs.md", "model.save"),
 }
 """The blocks that are run below: the page of each, and words that it alone has there."""
-IN_TEST_DOCS = ("ops.categorical_target(", "ops.quantile_huber_loss(", "ops.adam_polyak_(")
+IN_TEST_DOCS = (
+    "ops.categorical_target(",
+    "ops.quantile_huber_loss(",
+    "ops.adam_polyak_(",
+    "ops.update_running_moments_(",
+)
 """Words of the blocks of docs/uses.md that tests/test_docs.py runs."""
 B, O, A = 256, 17, 6  # noqa: E741
 

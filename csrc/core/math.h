@@ -33,6 +33,12 @@ SACFAST_HD V constant(double value) {
   return static_cast<V>(value);
 }
 
+// NaN passes through.
+template <class V>
+SACFAST_HD V clip(V x, V low, V high) {
+  return x < low ? low : (x > high ? high : x);
+}
+
 template <class T>
 SACFAST_HD T absolute(T x) {
   return std::fabs(x);

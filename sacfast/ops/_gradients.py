@@ -68,6 +68,56 @@ def differentiate_loss(op: Op, loss_plain: Callable[..., Tensor], slope_plain: C
     LIBRARY.impl(op._opname, kernel, "Autograd", with_keyset=True)
 
 
+def differentiate_elementwise(
+    op: Op, backward_op: Op, plain: Callable[..., Tensor], backward_plain: Callable[..., Tensor]
+) -> None:
+    """Make an op, (input, *others, *numbers) -> result, differentiable in its input.
+
+    The other tensors take no gradient. A gradient that is to be differentiated again, and tensors with a tangent, go to
+    torch's own operations.
+
+    Args:
+        op: with kernels for each device.
+        backward_op: (grad, input, *others, *numbers) -> d loss / d input, likewise.
+        plain: what op does, in torch's own operations.
+        backward_plain: what backward_op does, likewise.
+    """
+    single_level: Any = autograd_function.enable_single_level_autograd_function  # type: ignore[attr-defined]
+    names = [argument.name for argument in op._schema.arguments]
+
+    class Elementwise(_SingleLevelFunction):
+        @staticmethod
+        def forward(ctx: Any, keyset: Any, *arguments: Any) -> Any:
+            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), torch._C._AutoDispatchBelowAutograd():
+                result = op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+            ctx.save_for_backward(*(each for each in arguments if isinstance(each, Tensor)))
+            ctx.numbers = [each for each in arguments if not isinstance(each, Tensor)]
+            return result
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Any:
+            arguments = (*ctx.saved_tensors, *ctx.numbers)
+            function = backward_plain if torch.is_grad_enabled() or _has_tangent(grad) else backward_op
+            return None, function(grad, *arguments), *(None for _ in arguments[1:])
+
+    def kernel(keyset: Any, *arguments: Any) -> Any:
+        tensors = [each for each in arguments if isinstance(each, Tensor)]
+        if torch.is_grad_enabled():
+            for name, each in zip(names[1:], tensors[1:], strict=False):
+                _check_no_grad(name, each)
+        if _has_tangent(*tensors):
+            with torch.no_grad():
+                op(*(each.detach() if isinstance(each, Tensor) else each for each in arguments))  # for its checks
+            return plain(*arguments)
+        if torch.is_grad_enabled() and arguments[0].requires_grad:
+            with single_level():
+                return Elementwise.apply(keyset, *arguments)  # type: ignore[attr-defined]
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+
+    LIBRARY.impl(op._opname, kernel, "Autograd", with_keyset=True)
+
+
 def refuse_gradients(op: Op) -> None:
     """Make an op refuse tensors that autograd would differentiate: no gradient flows through the op."""
     names = [argument.name for argument in op._schema.arguments]
@@ -85,7 +135,16 @@ def refuse_gradients(op: Op) -> None:
 
 
 def record_nothing(op: Op) -> None:
-    """Make an op on lists of tensors work as an optimiser's step does: leaves may require grad, nothing is recorded."""
+    """Make an op in place work as an optimiser's step does: leaves may require grad, nothing is recorded."""
+
+    def check(name: str, is_written: bool, tensor: Tensor) -> None:
+        if is_written and torch.is_grad_enabled() and tensor.requires_grad and not tensor.is_leaf:
+            raise ValueError(
+                f"{name}: expected a leaf tensor, because no gradient flows through the step, got the result of an "
+                "operation that autograd records"
+            )
+        _check_no_tangent(name, tensor)
+
     written = {
         argument.name: argument.alias_info is not None and argument.alias_info.is_write
         for argument in op._schema.arguments
@@ -93,13 +152,11 @@ def record_nothing(op: Op) -> None:
 
     def kernel(keyset: Any, *arguments: Any) -> Any:
         for (name, is_written), argument in zip(written.items(), arguments, strict=True):
-            for i, tensor in enumerate(argument if isinstance(argument, list | tuple) else []):
-                if is_written and torch.is_grad_enabled() and tensor.requires_grad and not tensor.is_leaf:
-                    raise ValueError(
-                        f"{name}[{i}]: expected a leaf tensor, because no gradient flows through the step, got the "
-                        "result of an operation that autograd records"
-                    )
-                _check_no_tangent(f"{name}[{i}]", tensor)
+            if isinstance(argument, Tensor):
+                check(name, is_written, argument)
+            elif isinstance(argument, list | tuple):
+                for i, tensor in enumerate(argument):
+                    check(f"{name}[{i}]", is_written, tensor)
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 

@@ -17,7 +17,7 @@ import sys
 import pytest
 from sacfast import _ext
 assert _ext.info()["autograd"] == "Python"
-skipped = ("TestLaw", "TestBits", "TestCpuLevels", "TestWhereItIsDrawn", "uncorrelated")
+skipped = ("TestLaw", "TestBits", "TestCpuLevels", "other_instruction_sets", "TestWhereItIsDrawn", "uncorrelated")
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", " and ".join(f"not {s}" for s in skipped), "tests/ops"]))
 """
 

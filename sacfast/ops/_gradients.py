@@ -1,6 +1,8 @@
-"""Autograd in Python: losses whose kernel makes the slope too, targets without gradients, and steps in place.
+"""Autograd of losses whose kernel makes the slope too, of maps of each element, of targets and of steps in place.
 
-The kernels are registered for the dispatcher's Autograd key, so that torch.compile and torch.func see one op.
+The kernels are registered for the dispatcher's Autograd key, so that torch.compile and torch.func see one op. They are
+in C++ where a library was built for this torch (csrc/ops/gradients_autograd.cpp), which lists the ops; else in Python,
+here.
 """
 
 from __future__ import annotations
@@ -15,9 +17,18 @@ from torch._ops import OpOverload
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from sacfast.ops._library import LIBRARY
+from sacfast import _ext
+from sacfast.ops._library import LIBRARY, define_plain
 
 Op = OpOverload[..., Any]
+
+_IN_PYTHON = _ext.autograd_library() is None
+
+
+def _define_plain(name: str, function: Callable[..., Any], arguments: list[Any]) -> None:
+    """Define the plain op that C++ calls in `function`'s place."""
+    declared = ", ".join(f"{argument.type} {argument.name}" for argument in arguments)
+    define_plain(f"{name}({declared}) -> Tensor", function)
 
 
 def differentiate_loss(op: Op, loss_plain: Callable[..., Tensor], slope_plain: Callable[..., Tensor]) -> None:
@@ -31,6 +42,14 @@ def differentiate_loss(op: Op, loss_plain: Callable[..., Tensor], slope_plain: C
         loss_plain: (input, target, *numbers) -> loss, in torch's own operations.
         slope_plain: (input, target, *numbers) -> d loss / d input, of the input's shape, likewise.
     """
+    *arguments, _needs_slope = op._schema.arguments
+    _define_plain(f"_{op._opname}_plain", loss_plain, arguments)
+    _define_plain(f"_{op._opname}_slope_plain", slope_plain, arguments)
+    if _IN_PYTHON:
+        _differentiate_loss(op, loss_plain, slope_plain)
+
+
+def _differentiate_loss(op: Op, loss_plain: Callable[..., Tensor], slope_plain: Callable[..., Tensor]) -> None:
     single_level: Any = autograd_function.enable_single_level_autograd_function  # type: ignore[attr-defined]
 
     class Loss(_SingleLevelFunction):  # of the level that the dispatcher has reached: torch.func nests them
@@ -82,6 +101,15 @@ def differentiate_elementwise(
         plain: what op does, in torch's own operations.
         backward_plain: what backward_op does, likewise.
     """
+    _define_plain(f"_{op._opname}_plain", plain, op._schema.arguments)
+    _define_plain(f"_{backward_op._opname}_plain", backward_plain, backward_op._schema.arguments)
+    if _IN_PYTHON:
+        _differentiate_elementwise(op, backward_op, plain, backward_plain)
+
+
+def _differentiate_elementwise(
+    op: Op, backward_op: Op, plain: Callable[..., Tensor], backward_plain: Callable[..., Tensor]
+) -> None:
     single_level: Any = autograd_function.enable_single_level_autograd_function  # type: ignore[attr-defined]
     names = [argument.name for argument in op._schema.arguments]
 
@@ -131,7 +159,8 @@ def refuse_gradients(op: Op) -> None:
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
-    LIBRARY.impl(op._opname, kernel, "Autograd", with_keyset=True)
+    if _IN_PYTHON:
+        LIBRARY.impl(op._opname, kernel, "Autograd", with_keyset=True)
 
 
 def record_nothing(op: Op) -> None:
@@ -160,7 +189,8 @@ def record_nothing(op: Op) -> None:
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
-    LIBRARY.impl(op._opname, kernel, "Autograd", with_keyset=True)
+    if _IN_PYTHON:
+        LIBRARY.impl(op._opname, kernel, "Autograd", with_keyset=True)
 
 
 def count_versions(op: Op) -> None:
@@ -175,7 +205,8 @@ def count_versions(op: Op) -> None:
                     torch.autograd.graph.increment_version(tensor)
         return result
 
-    LIBRARY.impl(op._opname, kernel, "ADInplaceOrView", with_keyset=True)
+    if _IN_PYTHON:
+        LIBRARY.impl(op._opname, kernel, "ADInplaceOrView", with_keyset=True)
 
 
 def compute_in_float32_under_autocast(op: Op) -> None:

@@ -30,6 +30,19 @@ void add_row(const T* __restrict x, std::int64_t width, ColumnSums& sums) {
   }
 }
 
+// Four rows, each `width` after the one before: a quarter of the loads and stores of the sums.
+template <class T>
+void add_four_rows(const T* __restrict x, std::int64_t width, ColumnSums& sums) {
+  double* __restrict shift = sums.shift, * __restrict sum = sums.sum, * __restrict squares = sums.squares;
+  for (std::int64_t c = 0; c < width; ++c) {
+    const double a = static_cast<double>(x[c]) - shift[c], b = static_cast<double>(x[width + c]) - shift[c];
+    const double d = static_cast<double>(x[2 * width + c]) - shift[c];
+    const double e = static_cast<double>(x[3 * width + c]) - shift[c];
+    sum[c] += (a + b) + (d + e);
+    squares[c] += (a * a + b * b) + (d * d + e * e);
+  }
+}
+
 // Rows [begin, end) and columns [col, col + cols), merged into mean and deviations [cols] of the `count` rows before.
 template <class T>
 void add_block(const Strided<T>& batch, std::int64_t begin, std::int64_t end, std::int64_t col, std::int64_t cols,
@@ -41,7 +54,12 @@ void add_block(const Strided<T>& batch, std::int64_t begin, std::int64_t end, st
     sums.shift[c] = c < cols ? shift_of(static_cast<double>(first[c])) : sums.shift[c - cols];
     sums.sum[c] = sums.squares[c] = 0.0;
   }
-  for (std::int64_t row = begin; row < end; row += side_by_side) {
+  std::int64_t row = begin;
+  const bool is_dense = cols == batch.row_stride && (cols == 1 || batch.col_stride == 1);
+  for (; is_dense && row + 4 * side_by_side <= end; row += 4 * side_by_side) {
+    add_four_rows(&element(batch, row, 0), width, sums);
+  }
+  for (; row < end; row += side_by_side) {
     const std::int64_t rows = std::min(side_by_side, end - row);
     add_row(dense_tile<T>(batch, row, rows, col, cols, scratch), rows * cols, sums);
   }

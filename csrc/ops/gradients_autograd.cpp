@@ -220,7 +220,7 @@ void differentiate_elementwise(const OperatorHandle& op, DispatchKeySet keys, St
 
 TORCH_LIBRARY_IMPL(sacfast, Autograd, m) {
   using torch::CppFunction;
-  for (const char* op : {"categorical_target", "truncated_quantile_target", "twin_q_target_out"}) {
+  for (const char* op : {"categorical_target", "normalize_out", "truncated_quantile_target", "twin_q_target_out"}) {
     m.impl(op, CppFunction::makeFromBoxedFunction<&refuse_gradients>());
   }
   for (const char* op : {"adam_polyak_", "update_running_moments_"}) {
@@ -232,7 +232,7 @@ TORCH_LIBRARY_IMPL(sacfast, Autograd, m) {
   m.impl("normalize", CppFunction::makeFromBoxedFunction<&differentiate_elementwise>());
 }
 TORCH_LIBRARY_IMPL(sacfast, ADInplaceOrView, m) {
-  for (const char* op : {"adam_polyak_", "update_running_moments_", "twin_q_target_out"}) {
+  for (const char* op : {"adam_polyak_", "normalize_out", "update_running_moments_", "twin_q_target_out"}) {
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<&count_versions>());
   }
 }

@@ -1,8 +1,7 @@
 """Autograd of losses whose kernel makes the slope too, of maps of each element, of targets and of steps in place.
 
 The kernels are registered for the dispatcher's Autograd key, so that torch.compile and torch.func see one op. They are
-in C++ where a library was built for this torch (csrc/ops/gradients_autograd.cpp), which lists the ops; else in Python,
-here.
+in C++ where a library was built for this torch and lists the op (csrc/ops/gradients_autograd.cpp); else they are here.
 """
 
 from __future__ import annotations
@@ -17,12 +16,14 @@ from torch._ops import OpOverload
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from sacfast import _ext
+from sacfast import _ext  # noqa: F401  (loads the native library)
 from sacfast.ops._library import LIBRARY, define_plain
 
 Op = OpOverload[..., Any]
 
-_IN_PYTHON = _ext.autograd_library() is None
+
+def _is_in_cpp(op: Op, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(op._schema.name, key)
 
 
 def _define_plain(name: str, function: Callable[..., Any], arguments: list[Any]) -> None:
@@ -45,7 +46,7 @@ def differentiate_loss(op: Op, loss_plain: Callable[..., Tensor], slope_plain: C
     *arguments, _needs_slope = op._schema.arguments
     _define_plain(f"_{op._opname}_plain", loss_plain, arguments)
     _define_plain(f"_{op._opname}_slope_plain", slope_plain, arguments)
-    if _IN_PYTHON:
+    if not _is_in_cpp(op, "Autograd"):
         _differentiate_loss(op, loss_plain, slope_plain)
 
 
@@ -103,7 +104,7 @@ def differentiate_elementwise(
     """
     _define_plain(f"_{op._opname}_plain", plain, op._schema.arguments)
     _define_plain(f"_{backward_op._opname}_plain", backward_plain, backward_op._schema.arguments)
-    if _IN_PYTHON:
+    if not _is_in_cpp(op, "Autograd"):
         _differentiate_elementwise(op, backward_op, plain, backward_plain)
 
 
@@ -159,7 +160,7 @@ def refuse_gradients(op: Op) -> None:
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
-    if _IN_PYTHON:
+    if not _is_in_cpp(op, "Autograd"):
         LIBRARY.impl(op._opname, kernel, "Autograd", with_keyset=True)
 
 
@@ -189,7 +190,7 @@ def record_nothing(op: Op) -> None:
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
-    if _IN_PYTHON:
+    if not _is_in_cpp(op, "Autograd"):
         LIBRARY.impl(op._opname, kernel, "Autograd", with_keyset=True)
 
 
@@ -205,7 +206,7 @@ def count_versions(op: Op) -> None:
                     torch.autograd.graph.increment_version(tensor)
         return result
 
-    if _IN_PYTHON:
+    if not _is_in_cpp(op, "ADInplaceOrView"):
         LIBRARY.impl(op._opname, kernel, "ADInplaceOrView", with_keyset=True)
 
 

@@ -314,6 +314,27 @@ class TestNormalize:
                 expected = normalize_reference(x.double(), mean.double(), variances, eps, clip)
                 torch.testing.assert_close(y, expected.float(), equal_nan=True, rtol=4 * EPS, atol=0)
 
+    def test_into_memory_that_the_caller_keeps(self, device):
+        moments = normal(17, seed=1, device=device).double(), normal(17, seed=2, device=device).exp().double()
+        for x in (normal(9, 17, device=device), normal(17, 9, device=device).t(), normal(0, 17, device=device)):
+            out = torch.full(x.shape, math.nan, device=device)
+            version = out._version
+            assert ops.normalize(x, *moments, clip=1.0, out=out) is out
+            assert torch.equal(out, ops.normalize(x, *moments, clip=1.0))
+            assert out._version == version + 1
+        x = normal(9, 17, device=device)
+        for out, message in (
+            (x, "out: expected memory that no other argument shares, got an overlap with x"),
+            (torch.zeros(9, 1, device=device), r"out: expected shape \[9, 17\] like x"),
+            (torch.zeros(17, 9, device=device).t(), "out: expected a contiguous tensor"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                ops.normalize(x, *moments, out=out)
+        with pytest.raises(TypeError, match="out: expected dtype Float like x"):
+            ops.normalize(x, *moments, out=x.double())
+        with pytest.raises(ValueError, match="x: expected a tensor without requires_grad"):
+            ops.normalize(x.requires_grad_(), *moments, out=torch.zeros_like(x))
+
     def test_thread_count_does_not_matter(self):
         x, moments = normal(100_003, 17), (normal(17, seed=1), normal(17, seed=2).exp())
         threads, results = torch.get_num_threads(), []
@@ -454,6 +475,8 @@ class TestPyTorchCitizen:
         for x in (batch, batch.double(), batch.clone().requires_grad_()):
             torch.library.opcheck(op, (x, *moments[:2], 1e-8, math.inf))
             torch.library.opcheck(op, (x, *moments[:2], 1e-8, 0.5))
+        with_out = torch.ops.sacfast.normalize_out.default
+        torch.library.opcheck(with_out, (batch, *moments[:2], 1e-8, 0.5, torch.zeros_like(batch)))
         backward = torch.ops.sacfast.normalize_backward.default
         torch.library.opcheck(backward, (batch, batch, *moments[:2], 1e-8, 0.5))
 

@@ -180,6 +180,21 @@ Tensor normalize_forward(const Tensor& x, const Tensor& mean, const Tensor& vari
   return out;
 }
 
+// Its values go to memory that the caller keeps: the pages of a large new tensor cost ten times the arithmetic.
+void normalize_out(const Tensor& x, const Tensor& mean, const Tensor& variance, double eps, double clip,
+                   const Tensor& out) {
+  const Argument x_argument{"x", x}, out_argument{"out", out};
+  check_moments(x_argument, {"mean", mean}, {"variance", variance});
+  check_same_dtype_and_device(out_argument, x_argument);
+  SACFAST_CHECK(out.sizes() == x.sizes(), "out: expected shape ", x.sizes(), " like x, got ", out.sizes());
+  bool is_contiguous = false;
+  SACFAST_TORCH(aoti_torch_is_contiguous, out.get(), &is_contiguous);
+  SACFAST_CHECK(is_contiguous, "out: expected a contiguous tensor, got strides ", out.strides());
+  if (out.numel() > 0) check_written(out_argument, {x_argument, {"mean", mean}, {"variance", variance}});
+  const DeviceOf guard(x);
+  run_normalize(x, nullptr, mean, variance, eps, clip, out);
+}
+
 Tensor normalize_backward(const Tensor& grad, const Tensor& x, const Tensor& mean, const Tensor& variance, double eps,
                           double clip) {
   check_moments({"x", x}, {"mean", mean}, {"variance", variance});
@@ -194,6 +209,7 @@ Tensor normalize_backward(const Tensor& grad, const Tensor& x, const Tensor& mea
 SACFAST_KERNELS(m) {
   m.impl("update_running_moments_", SACFAST_KERNEL(update_running_moments_));
   m.impl("normalize", SACFAST_KERNEL(normalize_forward));
+  m.impl("normalize_out", SACFAST_KERNEL(normalize_out));
   m.impl("normalize_backward", SACFAST_KERNEL(normalize_backward));
 }
 

@@ -25,7 +25,7 @@ CUDA_RUNTIME = tuple(f"tests/csrc/cuda_runtime/{name}.cpp" for name in ("operati
 SOURCES = {
     "test_core": (),
     "test_panels": (),
-    "test_ops": ("csrc/ops/categorical/categorical_cpu.cpp", "csrc/ops/quantile/quantile_cpu.cpp"),
+    "test_ops": tuple(f"csrc/ops/{op}/{op}_cpu.cpp" for op in ("categorical", "moments", "quantile")),
     "test_update": ENGINE,
     "test_kernels": ENGINE,
     "test_cuda_runtime": CUDA_RUNTIME,

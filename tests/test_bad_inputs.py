@@ -43,7 +43,7 @@ HERE = "test_bad_inputs.py::"
 RSAMPLE, TWIN_Q = "ops/test_tanh_gaussian.py::", "ops/test_twin_q.py::"
 POLYAK, NOISE = "ops/test_polyak.py::", "ops/test_noise.py::"
 CATEGORICAL, QUANTILE = "ops/test_categorical.py::", "ops/test_quantile.py::"
-ADAM = "ops/test_adam_polyak.py::"
+ADAM, MOMENTS = "ops/test_adam_polyak.py::", "ops/test_moments.py::"
 TRANSFORMS, OTHER_TORCH = "ops/test_transforms.py::", "ops/test_other_torch.py::"
 STATE, THREADS = "test_fused_state.py::", "test_fused_threads.py::"
 FUSED, REFERENCE, REPLAY = "test_fused.py::", "test_reference.py::", "test_replay.py::"
@@ -65,6 +65,8 @@ TABLE: dict[str, dict[str, list[str]]] = {
             CATEGORICAL + "TestBadInput::test_message_of_the_loss",
             QUANTILE + "TestBadInput::test_message_of_the_loss",
             ADAM + "TestBadInput::test_message_names_the_argument",
+            MOMENTS + "TestBadInput::test_message_names_the_argument",
+            MOMENTS + "TestBadInput::test_message_of_normalize",
         ],
         "learner": [
             HERE + "test_a_batch_that_does_not_fit_is_refused",
@@ -87,6 +89,9 @@ TABLE: dict[str, dict[str, list[str]]] = {
             QUANTILE + "TestTruncatedTarget::test_layouts",
             ADAM + "TestLayouts::test_any_layout_of_any_list",
             ADAM + "TestLayouts::test_an_expanded_tensor_is_not_written_to",
+            MOMENTS + "TestLayouts::test_views_equal_their_copies",
+            MOMENTS + "TestLayouts::test_moments_of_any_layout",
+            MOMENTS + "TestLayouts::test_an_expanded_tensor_is_not_written_to",
         ],
         "learner": [
             HERE + "test_a_batch_of_views_is_that_of_their_copies",
@@ -110,6 +115,8 @@ TABLE: dict[str, dict[str, list[str]]] = {
             QUANTILE + "TestTruncatedTarget::test_all_sizes_and_coefficients",
             QUANTILE + "TestHuber::test_loss_and_gradient",
             ADAM + "TestFormula::test_lists_of_odd_sizes",
+            MOMENTS + "TestUpdate::test_an_empty_batch_changes_nothing",
+            MOMENTS + "TestNormalize::test_all_sizes",
         ],
         "learner": [HERE + "test_a_batch_that_does_not_fit_is_refused", STATE + "test_no_updates_change_nothing"],
         "replay": [REPLAY + "test_adding_nothing_changes_nothing", REPLAY + "test_the_batch_size_is_checked"],
@@ -122,6 +129,7 @@ TABLE: dict[str, dict[str, list[str]]] = {
             RSAMPLE + "TestAgainstFloat64::test_log_prob",
             TWIN_Q + "TestAgainstFloat64::test_all_sizes_and_coefficients",
             POLYAK + "TestLists::test_lists",
+            MOMENTS + "TestUpdate::test_all_sizes",
         ],
         "learner": [FUSED + "test_any_size", FUSED + "test_large_and_odd_sizes"],
         "replay": [REPLAY + "test_the_ring_holds_what_a_list_would_hold"],
@@ -137,6 +145,8 @@ TABLE: dict[str, dict[str, list[str]]] = {
             CATEGORICAL + "TestBadInput::test_message_of_the_loss",
             QUANTILE + "TestBadInput::test_message_of_the_loss",
             ADAM + "TestBadInput::test_message_names_the_argument",
+            MOMENTS + "TestBadInput::test_message_names_the_argument",
+            MOMENTS + "TestBadInput::test_message_of_normalize",
         ],
         "learner": [
             HERE + "test_a_batch_that_does_not_fit_is_refused",
@@ -199,6 +209,8 @@ TABLE: dict[str, dict[str, list[str]]] = {
             QUANTILE + "TestTruncatedTarget::test_a_nan_makes_its_whole_row_nan_and_no_other",
             QUANTILE + "TestHuber::test_nan_and_infinity_are_those_of_float64",
             ADAM + "TestFormula::test_nan_and_infinity_are_those_of_plain_torch",
+            MOMENTS + "TestUpdate::test_nan_and_infinity_are_those_of_all_samples_at_once",
+            MOMENTS + "TestNormalize::test_not_finite_and_degenerate_are_those_of_float64",
         ],
         "learner": [STATE + "test_a_batch_that_is_not_finite", HERE + "test_the_reference_takes_on_no_bad_number"],
         "replay": [REPLAY + "test_values_from_the_host_that_no_transition_has_are_refused"],
@@ -229,6 +241,9 @@ TABLE: dict[str, dict[str, list[str]]] = {
             QUANTILE + "TestBadInput::test_a_target_that_requires_grad_is_refused",
             ADAM + "TestAutograd::test_leaves_that_require_grad",
             ADAM + "TestAutograd::test_results_that_autograd_records_are_refused",
+            MOMENTS + "TestAutograd::test_nothing_is_recorded",
+            MOMENTS + "TestAutograd::test_results_that_autograd_records_are_refused",
+            MOMENTS + "TestAutograd::test_moments_take_no_gradient",
         ],
         "learner": [
             HERE + "test_a_batch_that_does_not_fit_is_refused",
@@ -244,6 +259,8 @@ TABLE: dict[str, dict[str, list[str]]] = {
             TRANSFORMS + "TestPolyak::test_shapes_that_do_not_fit_are_refused",
             ADAM + "TestAutograd::test_tangents_are_refused",
             ADAM + "TestPyTorchCitizen::test_one_place_for_all_calls_of_vmap_is_refused",
+            MOMENTS + "TestAutograd::test_tangents_are_refused",
+            MOMENTS + "TestPyTorchCitizen::test_vmap_of_the_update",
         ],
     },
     "output that aliases an input": {
@@ -251,6 +268,7 @@ TABLE: dict[str, dict[str, list[str]]] = {
             HERE + "test_results_share_memory_with_nothing",
             TWIN_Q + "TestLayouts::test_result_is_new_and_dense",
             POLYAK + "TestSharedMemory::test_overlaps_are_refused_before_anything_changes",
+            MOMENTS + "TestLayouts::test_shared_memory_is_refused_before_anything_changes",
         ],
         "learner": [
             STATE + "test_a_state_is_a_copy",
@@ -280,6 +298,8 @@ TABLE: dict[str, dict[str, list[str]]] = {
             CATEGORICAL + "TestCrossEntropy::test_edit_between_forward_and_backward_is_noticed",
             QUANTILE + "TestHuber::test_edit_between_forward_and_backward_is_noticed",
             ADAM + "TestAutograd::test_autograd_notices_the_edit",
+            MOMENTS + "TestAutograd::test_autograd_notices_the_edit",
+            MOMENTS + "TestAutograd::test_edit_between_forward_and_backward_is_noticed",
         ],
     },
     "autocast, inference_mode, compile, graph capture": {
@@ -304,6 +324,10 @@ TABLE: dict[str, dict[str, list[str]]] = {
             ADAM + "TestPyTorchCitizen::test_inference_tensors",
             ADAM + "TestPyTorchCitizen::test_compile_without_graph_breaks",
             ADAM + "TestPyTorchCitizen::test_cuda_graph",
+            MOMENTS + "TestPyTorchCitizen::test_autocast_computes_in_float32",
+            MOMENTS + "TestPyTorchCitizen::test_inference_mode",
+            MOMENTS + "TestPyTorchCitizen::test_compile_without_graph_breaks",
+            MOMENTS + "TestPyTorchCitizen::test_cuda_graph",
         ],
         "learner": [
             HERE + "test_the_callers_mode_does_not_reach_into_an_update",
@@ -497,6 +521,13 @@ OPS: dict[str, tuple[int, Callable[..., Any]]] = {
             reward[:, 0], done[:, 0], quantiles[:, None], log_prob[:, 0], 1, 0.2, 0.9
         ),
     ),
+    "update_running_moments_": (
+        3,
+        lambda batch, mean, variance: ops.update_running_moments_(
+            mean[0], variance[0], torch.zeros((), dtype=torch.float64), batch
+        ),
+    ),
+    "normalize": (3, lambda x, mean, variance: ops.normalize(x, mean[0], variance[0])),
 }
 TAKES_A_MASK = [OPS[name][1] for name in ("twin_q_target", "categorical_target", "truncated_quantile_target")]
 every_op = pytest.mark.parametrize(("count", "op"), OPS.values(), ids=OPS.keys())

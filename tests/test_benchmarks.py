@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import gpu_check, gpu_nodes, gpu_stages, learning
 from sacfast.benchmark import bench_ops, command, report
@@ -75,6 +76,7 @@ def test_settings_out_of_range_are_refused(field: str, value: float) -> None:
 
 def test_contenders_of_a_case_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_ops, "LARGE", {"cpu": 4096})
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # seconds for each; one is compiled below
     for make in bench_ops.CASES.values():
         case = make("cpu")
         shapes = {name: shapes_of(call()) for name, call in case.contenders.items()}
@@ -82,6 +84,17 @@ def test_contenders_of_a_case_do_the_same(monkeypatch: pytest.MonkeyPatch) -> No
             assert len(set(shapes.values())) == 1, (case.op, shapes)
         assert bench_ops.FUSED in case.contenders
         assert len(case.contenders) >= 2
+
+
+def test_a_contender_is_the_plain_twin_as_torch_compiles_it() -> None:
+    contenders = bench_ops.normalize(4, 3, "cpu").contenders
+    results = [contenders[name]() for name in (bench_ops.FUSED, bench_ops.PLAIN, bench_ops.COMPILED)]
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters["stats"]
+    before = counters["unique_graphs"]
+    torch.testing.assert_close(contenders[bench_ops.COMPILED](), results[0])
+    assert counters["unique_graphs"] == before + 1
+    torch.testing.assert_close(results[1:], results[:2])
 
 
 def shapes_of(result: object) -> tuple[tuple[int, ...], ...]:

@@ -225,22 +225,24 @@ T* pointer(const Tensor& tensor) {
 // Set by autograd in C++, to which the exceptions of torch's allocators are not lost.
 inline EmptyStrided empty_strided_of_torch = nullptr;
 
-// An uninitialised tensor of the dtype and device of `like`.
-inline Tensor empty_strided(IntView sizes, IntView strides, const Tensor& like) {
+// An uninitialised tensor.
+inline Tensor empty_strided(IntView sizes, IntView strides, Dtype dtype, Device device) {
   AtenTensorHandle handle = nullptr;
   const auto dim = static_cast<std::int64_t>(sizes.size());
-  const Device device = like.device();
   if (empty_strided_of_torch != nullptr) {
-    handle = empty_strided_of_torch(dim, sizes.data, strides.data, like.dtype().code, device.type, device.index);
+    handle = empty_strided_of_torch(dim, sizes.data, strides.data, dtype.code, device.type, device.index);
   } else {
-    SACFAST_TORCH(aoti_torch_empty_strided, dim, sizes.data, strides.data, like.dtype().code, device.type, device.index,
+    SACFAST_TORCH(aoti_torch_empty_strided, dim, sizes.data, strides.data, dtype.code, device.type, device.index,
                   &handle);
   }
-  return Tensor(handle, like.dtype(), device);
+  return Tensor(handle, dtype, device);
+}
+inline Tensor empty_strided(IntView sizes, IntView strides, const Tensor& like) {
+  return empty_strided(sizes, strides, like.dtype(), like.device());
 }
 
 // The same, dense in row-major order.
-inline Tensor empty(IntView sizes, const Tensor& like) {
+inline Tensor empty(IntView sizes, Dtype dtype, Device device) {
   Dims strides(sizes.size());
   std::int64_t stride = 1;
   for (std::size_t d = sizes.size(); d-- > 0;) {
@@ -251,8 +253,9 @@ inline Tensor empty(IntView sizes, const Tensor& like) {
       throw std::runtime_error(message.str());
     }
   }
-  return empty_strided(sizes, strides, like);
+  return empty_strided(sizes, strides, dtype, device);
 }
+inline Tensor empty(IntView sizes, const Tensor& like) { return empty(sizes, like.dtype(), like.device()); }
 
 constexpr std::int64_t kNone = 0;  // the size of a tensor that is not wanted
 

@@ -1,6 +1,7 @@
-"""Autograd in Python: losses whose kernel makes the slope too, targets without gradients, and steps in place.
+"""Autograd of losses whose kernel makes the slope too, of maps of each element, of targets and of steps in place.
 
-The kernels are registered for the dispatcher's Autograd key, so that torch.compile and torch.func see one op.
+The kernels are registered for the dispatcher's Autograd key, so that torch.compile and torch.func see one op. They are
+in C++ where a library was built for this torch and lists the op (csrc/ops/gradients_autograd.cpp); else they are here.
 """
 
 from __future__ import annotations
@@ -13,8 +14,22 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from sacfast import _ext
 from sacfast.ops import _private
-from sacfast.ops._library import LIBRARY, Op
+from sacfast.ops._library import LIBRARY, Op, define_plain
+
+
+def _is_in_cpp(op: Op, key: str) -> bool:
+    # The library in C++ is built for this torch, and torch is known to have the private names.
+    if _ext.autograd_library() is None:
+        return False
+    return torch._C._dispatch_has_kernel_for_dispatch_key(op._schema.name, key)
+
+
+def _define_plain(op: Op, name: str, function: Callable[..., Any], count: int | None = None) -> None:
+    """Define the plain op that C++ calls in `function`'s place, of the op's arguments, or of the first `count`."""
+    declared = ", ".join(f"{argument.type} {argument.name}" for argument in op._schema.arguments[:count])
+    define_plain(f"_{op._opname}_{name}({declared}) -> Tensor", function)
 
 
 def differentiate_loss(op: Op, loss_plain: Callable[..., Tensor], slope_plain: Callable[..., Tensor]) -> None:
@@ -28,6 +43,14 @@ def differentiate_loss(op: Op, loss_plain: Callable[..., Tensor], slope_plain: C
         loss_plain: (input, target, *numbers) -> loss, in torch's own operations.
         slope_plain: (input, target, *numbers) -> d loss / d input, of the input's shape, likewise.
     """
+    if _is_in_cpp(op, "Autograd"):
+        _define_plain(op, "plain", loss_plain, -1)  # all but needs_slope
+        _define_plain(op, "slope_plain", slope_plain, -1)
+    else:
+        _differentiate_loss(op, loss_plain, slope_plain)
+
+
+def _differentiate_loss(op: Op, loss_plain: Callable[..., Tensor], slope_plain: Callable[..., Tensor]) -> None:
 
     @cache
     def function() -> Any:
@@ -74,6 +97,73 @@ def _loss_function(op: Op, slope_plain: Callable[..., Tensor]) -> Any:
     return Loss
 
 
+def differentiate_elementwise(
+    op: Op, backward_op: Op, plain: Callable[..., Tensor], backward_plain: Callable[..., Tensor]
+) -> None:
+    """Make an op, (input, *others, *numbers) -> result, differentiable in its input.
+
+    The other tensors take no gradient. A gradient that is to be differentiated again, and tensors with a tangent, go to
+    torch's own operations.
+
+    Args:
+        op: with kernels for each device.
+        backward_op: (grad, input, *others, *numbers) -> d loss / d input, likewise.
+        plain: what op does, in torch's own operations.
+        backward_plain: what backward_op does, likewise.
+    """
+    if _is_in_cpp(op, "Autograd"):
+        _define_plain(op, "plain", plain)
+        _define_plain(backward_op, "plain", backward_plain)
+    else:
+        _differentiate_elementwise(op, backward_op, plain, backward_plain)
+
+
+def _differentiate_elementwise(
+    op: Op, backward_op: Op, plain: Callable[..., Tensor], backward_plain: Callable[..., Tensor]
+) -> None:
+    @cache
+    def function() -> Any:
+        return _elementwise_function(op, backward_op, backward_plain)
+
+    def kernel(keyset: Any, *arguments: Any) -> Any:
+        tensors = [each for each in arguments if isinstance(each, Tensor)]
+        if torch.is_grad_enabled():
+            for declared, each in zip(_private.arguments_of(op)[1:], tensors[1:], strict=False):
+                _check_no_grad(declared.name, each)
+        if has_tangent(*tensors):
+            with torch.no_grad():
+                op(*(each.detach() if isinstance(each, Tensor) else each for each in arguments))  # for its checks
+            return plain(*arguments)
+        if torch.is_grad_enabled() and arguments[0].requires_grad:
+            with _private.enable_single_level_autograd_function():
+                return function().apply(keyset, *arguments)
+        with _private.AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & _private.after_autograd_keyset, *arguments)
+
+    LIBRARY.impl(op, kernel, "Autograd", with_keyset=True)
+
+
+def _elementwise_function(op: Op, backward_op: Op, backward_plain: Callable[..., Tensor]) -> Any:
+    """Return the autograd.Function of `differentiate_elementwise`."""
+
+    class Elementwise(_private.SingleLevelFunction):  # type: ignore[misc]  # of one level: torch.func nests them
+        @staticmethod
+        def forward(ctx: Any, keyset: Any, *arguments: Any) -> Any:
+            with torch.enable_grad(), _private.set_fwd_grad_enabled(True), _private.AutoDispatchBelowAutograd():
+                result = op.redispatch(keyset & _private.after_autograd_keyset, *arguments)
+            ctx.save_for_backward(*(each for each in arguments if isinstance(each, Tensor)))
+            ctx.numbers = [each for each in arguments if not isinstance(each, Tensor)]
+            return result
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Any:
+            arguments = (*ctx.saved_tensors, *ctx.numbers)
+            function = backward_plain if torch.is_grad_enabled() or has_tangent(grad) else backward_op
+            return None, function(grad, *arguments), *(None for _ in arguments[1:])
+
+    return Elementwise
+
+
 def refuse_gradients(op: Op) -> None:
     """Make an op refuse tensors that autograd would differentiate: no gradient flows through the op."""
 
@@ -86,25 +176,33 @@ def refuse_gradients(op: Op) -> None:
         with _private.AutoDispatchBelowAutograd():
             return op.redispatch(keyset & _private.after_autograd_keyset, *arguments)
 
-    LIBRARY.impl(op, kernel, "Autograd", with_keyset=True)
+    if not _is_in_cpp(op, "Autograd"):
+        LIBRARY.impl(op, kernel, "Autograd", with_keyset=True)
 
 
 def record_nothing(op: Op) -> None:
-    """Make an op on lists of tensors work as an optimiser's step does: leaves may require grad, nothing is recorded."""
+    """Make an op in place work as an optimiser's step does: leaves may require grad, nothing is recorded."""
+
+    def check(name: str, is_written: bool, tensor: Tensor) -> None:
+        if is_written and torch.is_grad_enabled() and tensor.requires_grad and not tensor.is_leaf:
+            raise ValueError(
+                f"{name}: expected a leaf tensor, because no gradient flows through the step, got the result of an "
+                "operation that autograd records"
+            )
+        _check_no_tangent(name, tensor)
 
     def kernel(keyset: Any, *arguments: Any) -> Any:
         for (name, is_written), argument in zip(_written(op), arguments, strict=True):
-            for i, tensor in enumerate(argument if isinstance(argument, list | tuple) else []):
-                if is_written and torch.is_grad_enabled() and tensor.requires_grad and not tensor.is_leaf:
-                    raise ValueError(
-                        f"{name}[{i}]: expected a leaf tensor, because no gradient flows through the step, got the "
-                        "result of an operation that autograd records"
-                    )
-                _check_no_tangent(f"{name}[{i}]", tensor)
+            if isinstance(argument, Tensor):
+                check(name, is_written, argument)
+            elif isinstance(argument, list | tuple):
+                for i, tensor in enumerate(argument):
+                    check(f"{name}[{i}]", is_written, tensor)
         with _private.AutoDispatchBelowAutograd():
             return op.redispatch(keyset & _private.after_autograd_keyset, *arguments)
 
-    LIBRARY.impl(op, kernel, "Autograd", with_keyset=True)
+    if not _is_in_cpp(op, "Autograd"):
+        LIBRARY.impl(op, kernel, "Autograd", with_keyset=True)
 
 
 def count_versions(op: Op) -> None:
@@ -118,7 +216,8 @@ def count_versions(op: Op) -> None:
                     torch.autograd.graph.increment_version(tensor)
         return result
 
-    LIBRARY.impl(op, kernel, "ADInplaceOrView", with_keyset=True)
+    if not _is_in_cpp(op, "ADInplaceOrView"):
+        LIBRARY.impl(op, kernel, "ADInplaceOrView", with_keyset=True)
 
 
 def compute_in_float32_under_autocast(op: Op) -> None:

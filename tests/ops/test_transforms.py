@@ -12,6 +12,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from sacfast import ops
 from sacfast.ops.categorical import categorical_cross_entropy_reference
+from sacfast.ops.moments import normalize_reference
 from sacfast.ops.polyak import polyak_update_reference_
 from sacfast.ops.quantile import quantile_huber_loss_reference
 from sacfast.ops.tanh_gaussian import tanh_gaussian_log_prob_reference, tanh_gaussian_rsample_reference
@@ -58,6 +59,15 @@ def loss_case(fused: Callable[..., Tensor], plain: Callable[..., Tensor], shape:
     return Case(lambda x: fused(x, target), lambda x: plain(x, target), (normal(*shape, seed=13),))
 
 
+def normalize_case(clip: float | None) -> Case:
+    moments = normal(3, seed=14), normal(3, seed=15).exp()
+    return Case(
+        lambda x: ops.normalize(x, *moments, clip=clip),
+        lambda x: normalize_reference(x, *moments, clip=clip),
+        (normal(4, 3, seed=16),),
+    )
+
+
 CASES = {
     "rsample": rsample_case("none", (-20.0, 2.0), None),
     "rsample clamped, scaled": rsample_case("clamp", (-1.0, 0.5), torch.tensor([0.4, 1.0, 2.0], dtype=torch.float64)),
@@ -70,6 +80,8 @@ CASES = {
     "target": target_case(torch.tensor(0.3, dtype=torch.float64), mask=True),
     "target, alpha a sample": target_case(normal(5, seed=11), mask=False),
     "cross-entropy": loss_case(ops.categorical_cross_entropy, categorical_cross_entropy_reference, (4, 5), 5),
+    "normalize": normalize_case(None),
+    "normalize, clipped": normalize_case(0.8),
     "quantile Huber": loss_case(ops.quantile_huber_loss, quantile_huber_loss_reference, (4, 2, 3), 6),
 }
 

@@ -103,6 +103,12 @@ def autograd_library() -> Path | None:
     return library if wish == "" and library.exists() else None
 
 
+def has_autograd(op: str) -> bool:
+    """Return whether autograd in C++ serves an op that is also in `sacfast.ops._gradients`."""
+    library = autograd_library()
+    return library is not None and bool(ctypes.CDLL(str(library)).sacfast_has_autograd(op.encode()))
+
+
 def cuda_reason(index: int | None = None) -> str:
     """Say why the CUDA kernels cannot run here, or return "" when they can.
 

@@ -1,9 +1,13 @@
 // Autograd of losses whose kernel makes the slope too, of maps of each element, of targets without gradients and of
 // steps in place: what sacfast/ops/_gradients.py has in Python, 5 to 15 us a call slower. Each kernel serves several
 // ops: it reads the arguments' names from the op's schema.
-#include "autograd.h"
-
 #include <ATen/core/stack.h>
+
+#include <algorithm>
+#include <array>
+#include <string_view>
+
+#include "autograd.h"
 
 namespace sacfast {
 namespace {
@@ -218,24 +222,37 @@ void differentiate_elementwise(const OperatorHandle& op, DispatchKeySet keys, St
   torch::autograd::set_history(stack->back().toTensor(), node);
 }
 
-TORCH_LIBRARY_IMPL(sacfast, Autograd, m) {
-  using torch::CppFunction;
-  for (const char* op : {"categorical_target", "normalize_out", "truncated_quantile_target", "twin_q_target_out"}) {
-    m.impl(op, CppFunction::makeFromBoxedFunction<&refuse_gradients>());
-  }
-  for (const char* op : {"adam_polyak_", "update_running_moments_"}) {
-    m.impl(op, CppFunction::makeFromBoxedFunction<&record_nothing>());
-  }
-  for (const char* op : {"categorical_cross_entropy", "quantile_huber_loss"}) {
-    m.impl(op, CppFunction::makeFromBoxedFunction<&differentiate_loss>());
-  }
-  m.impl("normalize", CppFunction::makeFromBoxedFunction<&differentiate_elementwise>());
+// The ops, by what autograd does with them.
+constexpr std::array kTargets = {"categorical_target", "normalize_out", "truncated_quantile_target",
+                                 "twin_q_target_out"};
+constexpr std::array kSteps = {"adam_polyak_", "update_running_moments_"};
+constexpr std::array kLosses = {"categorical_cross_entropy", "quantile_huber_loss"};
+constexpr std::array kElementwise = {"normalize"};
+constexpr std::array kInPlace = {"adam_polyak_", "normalize_out", "update_running_moments_", "twin_q_target_out"};
+
+template <auto* kernel, class Names>
+void serve(torch::Library& library, const Names& names) {
+  for (const char* op : names) library.impl(op, torch::CppFunction::makeFromBoxedFunction<kernel>());
 }
-TORCH_LIBRARY_IMPL(sacfast, ADInplaceOrView, m) {
-  for (const char* op : {"adam_polyak_", "normalize_out", "update_running_moments_", "twin_q_target_out"}) {
-    m.impl(op, torch::CppFunction::makeFromBoxedFunction<&count_versions>());
-  }
+
+TORCH_LIBRARY_IMPL(sacfast, Autograd, m) {
+  serve<&refuse_gradients>(m, kTargets);
+  serve<&record_nothing>(m, kSteps);
+  serve<&differentiate_loss>(m, kLosses);
+  serve<&differentiate_elementwise>(m, kElementwise);
+}
+TORCH_LIBRARY_IMPL(sacfast, ADInplaceOrView, m) { serve<&count_versions>(m, kInPlace); }
+
+template <class Names>
+bool has(const Names& names, std::string_view op) {
+  return std::find(names.begin(), names.end(), op) != names.end();
 }
 
 }  // namespace
 }  // namespace sacfast
+
+// Whether this library has autograd for an op; sacfast/ops/_gradients.py has it for the others.
+extern "C" __attribute__((visibility("default"))) int sacfast_has_autograd(const char* op) {
+  using namespace sacfast;
+  return has(kTargets, op) || has(kSteps, op) || has(kLosses, op) || has(kElementwise, op);
+}

@@ -16,20 +16,17 @@ from torch.autograd import forward_ad
 
 from sacfast import _ext
 from sacfast.ops import _private
-from sacfast.ops._library import LIBRARY, Op, define_plain
+from sacfast.ops._library import LIBRARY, Op, declaration_of, define_plain
 
 
-def _is_in_cpp(op: Op, key: str) -> bool:
-    # The library in C++ is built for this torch, and torch is known to have the private names.
-    if _ext.autograd_library() is None:
-        return False
-    return torch._C._dispatch_has_kernel_for_dispatch_key(op._schema.name, key)
+def _is_in_cpp(op: Op) -> bool:
+    return _ext.has_autograd(declaration_of(op)[0])
 
 
-def _define_plain(op: Op, name: str, function: Callable[..., Any], count: int | None = None) -> None:
-    """Define the plain op that C++ calls in `function`'s place, of the op's arguments, or of the first `count`."""
-    declared = ", ".join(f"{argument.type} {argument.name}" for argument in op._schema.arguments[:count])
-    define_plain(f"_{op._opname}_{name}({declared}) -> Tensor", function)
+def _define_plain(op: Op, suffix: str, function: Callable[..., Any], without: str = "") -> None:
+    """Define the plain op that C++ calls in `function`'s place: with the op's arguments but for the one declared so."""
+    name, arguments = declaration_of(op)
+    define_plain(f"_{name}_{suffix}({arguments.removesuffix(without)}) -> Tensor", function)
 
 
 def differentiate_loss(op: Op, loss_plain: Callable[..., Tensor], slope_plain: Callable[..., Tensor]) -> None:
@@ -43,9 +40,9 @@ def differentiate_loss(op: Op, loss_plain: Callable[..., Tensor], slope_plain: C
         loss_plain: (input, target, *numbers) -> loss, in torch's own operations.
         slope_plain: (input, target, *numbers) -> d loss / d input, of the input's shape, likewise.
     """
-    if _is_in_cpp(op, "Autograd"):
-        _define_plain(op, "plain", loss_plain, -1)  # all but needs_slope
-        _define_plain(op, "slope_plain", slope_plain, -1)
+    if _is_in_cpp(op):
+        _define_plain(op, "plain", loss_plain, without=", bool needs_slope")
+        _define_plain(op, "slope_plain", slope_plain, without=", bool needs_slope")
     else:
         _differentiate_loss(op, loss_plain, slope_plain)
 
@@ -111,7 +108,7 @@ def differentiate_elementwise(
         plain: what op does, in torch's own operations.
         backward_plain: what backward_op does, likewise.
     """
-    if _is_in_cpp(op, "Autograd"):
+    if _is_in_cpp(op):
         _define_plain(op, "plain", plain)
         _define_plain(backward_op, "plain", backward_plain)
     else:
@@ -176,7 +173,7 @@ def refuse_gradients(op: Op) -> None:
         with _private.AutoDispatchBelowAutograd():
             return op.redispatch(keyset & _private.after_autograd_keyset, *arguments)
 
-    if not _is_in_cpp(op, "Autograd"):
+    if not _is_in_cpp(op):
         LIBRARY.impl(op, kernel, "Autograd", with_keyset=True)
 
 
@@ -201,7 +198,7 @@ def record_nothing(op: Op) -> None:
         with _private.AutoDispatchBelowAutograd():
             return op.redispatch(keyset & _private.after_autograd_keyset, *arguments)
 
-    if not _is_in_cpp(op, "Autograd"):
+    if not _is_in_cpp(op):
         LIBRARY.impl(op, kernel, "Autograd", with_keyset=True)
 
 
@@ -216,7 +213,7 @@ def count_versions(op: Op) -> None:
                     torch.autograd.graph.increment_version(tensor)
         return result
 
-    if not _is_in_cpp(op, "ADInplaceOrView"):
+    if not _is_in_cpp(op):
         LIBRARY.impl(op, kernel, "ADInplaceOrView", with_keyset=True)
 
 

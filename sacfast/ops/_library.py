@@ -24,6 +24,7 @@ _LACKS_CUDA = torch.version.cuda is not None and _ext.cuda_library() is None
 DEVICES = ("CPU",) if _LACKS_CUDA else ("CPU", "CUDA")
 """Dispatch keys of the devices that have kernels, or can have no tensors."""
 
+_SCHEMAS: dict[Op, str] = {}
 _DTYPE = re.compile(r": expected dtype |: expected a tensor, got None")
 
 
@@ -31,9 +32,16 @@ def define(schema: str, *tags: torch.Tag) -> Op:
     """Define an op, whose kernels are in the native libraries, and return it."""
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
     op: Op = getattr(torch.ops.sacfast, schema.partition("(")[0]).default
+    _SCHEMAS[op] = schema
     if _LACKS_CUDA:
         LIBRARY.impl(op, _refuse_cuda, "CUDA")
     return op
+
+
+def declaration_of(op: Op) -> tuple[str, str]:
+    """Return an op's name, and its arguments as its schema declares them."""
+    name, _, rest = _SCHEMAS[op].partition("(")
+    return name, rest.rpartition(") ->")[0]
 
 
 def _refuse_cuda(*_: Any) -> Any:

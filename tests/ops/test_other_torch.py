@@ -85,14 +85,15 @@ def lines_of(script: str, autograd: str) -> list[str]:
 def test_a_torch_that_moves_private_names_is_named_where_they_are_needed(autograd: str) -> None:
     kind, *lines = lines_of(MOVED, autograd)
     found = dict(line.split(": ", maxsplit=1) for line in lines)
-    done = ["rsample", "log_prob", "twin_q", "polyak"] if kind == "C++" else []
-    assert {name for name, answer in found.items() if answer == "done"} == {*done, "acting"}
+    done = set(found) - {"sampling under vmap"} if kind == "C++" else {"acting"}
+    assert {name for name, answer in found.items() if answer == "done"} == done
     for name, answer in found.items():
-        if name not in (*done, "acting"):
+        if name not in done:
             assert re.fullmatch(
                 rf"sacfast: torch {re.escape(torch.__version__)} has no torch\.\S+, {NEEDED}", answer
             ), name
-    assert ".enable_single_level_autograd_function" in found["cross-entropy"]
+    if kind == "Python":
+        assert ".enable_single_level_autograd_function" in found["cross-entropy"]
 
 
 def test_each_private_name_is_there_and_needed() -> None:

@@ -26,7 +26,7 @@ REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb
 	print(*(line for name in sys.argv[1:] for line in lists[name]), sep="\n")
 
 .PHONY: train test bench bench-collect bench-update bench-train bench-peers docs lint format sanitize setup
-.PHONY: bench-record pictures film faults cuda-compile cuda-build gpu-check wheel clean
+.PHONY: bench-record pictures film faults cuda-compile cuda-build ptx gpu-check wheel clean
 
 train: setup
 	$(VENV)/bin/sacfast train --env-id $(ENV_ID) --total-timesteps $(STEPS)
@@ -131,6 +131,11 @@ cuda-compile: $(VENV)/.dependencies
 	$(VENV)/bin/cmake -S . -B build/cuda-kernels -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV)/bin/ninja) \
 		-DPython_EXECUTABLE=$(abspath $(VENV)/bin/python) -DSACFAST_CUDA=OFF $(SACFAST_CMAKE_ARGS)
 	$(VENV)/bin/cmake --build build/cuda-kernels --target cuda_kernels
+
+# Runs the PTX of every kernel in the interpreter of tests/ptx, at large sizes too (`make test` runs the small ones), and
+# prints what it counts. Ten minutes on two cores.
+ptx:
+	$(PYTHON) tests/ptx/ptx_build.py
 
 $(CUDA_VENV)/.dependencies: pyproject.toml
 	$(PYTHON) -m venv $(CUDA_VENV)

@@ -48,6 +48,12 @@ void Machine::begin_copy(Block& block, Thread& thread, const Instruction& i) {
   (is_bulk ? thread.bulk_copies : thread.copies).begun.push_back(std::move(copy));
 }
 
+void Machine::commit_copies(Thread& thread) {
+  AsyncCopies& copies = details_of(thread).has("bulk") ? thread.bulk_copies : thread.copies;
+  copies.groups.push_back(std::move(copies.begun));
+  copies.begun.clear();
+}
+
 // Waits until at most N of the thread's latest groups are under way; with `.read`, still reading their sources.
 void Machine::finish_copies(Block& block, Thread& thread, const Instruction& i) {
   const Details& details = details_of(thread);

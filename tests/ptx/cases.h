@@ -15,26 +15,43 @@
 
 namespace ptx {
 
-// An array in the device's memory. Kernels may touch nothing else.
+// Memory at an address such as the device's allocations have, so that counts of sectors do not depend on the host.
+class Allocation {
+ public:
+  Allocation(std::size_t bytes, char fill) : memory_(bytes + kAlignment, fill) {}
+  char* data() {
+    const std::size_t past = reinterpret_cast<std::uintptr_t>(memory_.data()) % kAlignment;
+    return memory_.data() + (kAlignment - past) % kAlignment;
+  }
+
+ private:
+  static constexpr std::size_t kAlignment = 256;
+  std::vector<char> memory_;
+};
+
+// An array in the device's memory. Kernels may touch nothing else. What has no values yet is full of NaN.
 template <class T>
 class DeviceArray {
  public:
   DeviceArray(const char* name, std::size_t count, Content content = Content::kValues, bool is_writable = true)
-      : values_(new T[count]()), count_(count) {
+      : memory_(count * sizeof(T), content == Content::kNothing ? '\xff' : '\0'),
+        values_(reinterpret_cast<T*>(memory_.data())),
+        count_(count) {
     constexpr int granule = sizeof(T) < 4 ? sizeof(T) : 4;
-    device().memory.add(values_.get(), count * sizeof(T), name, is_writable, content, granule);
+    device().memory.add(values_, count * sizeof(T), name, is_writable, content, granule);
   }
-  ~DeviceArray() { device().memory.remove(values_.get()); }
+  ~DeviceArray() { device().memory.remove(values_); }
   DeviceArray(const DeviceArray&) = delete;
 
-  T* data() { return values_.get(); }
+  T* data() { return values_; }
   std::size_t size() const { return count_; }
   T& operator[](std::size_t i) { return values_[i]; }
-  T* begin() { return values_.get(); }
-  T* end() { return values_.get() + count_; }
+  T* begin() { return values_; }
+  T* end() { return values_ + count_; }
 
  private:
-  std::unique_ptr<T[]> values_;
+  Allocation memory_;
+  T* values_;
   std::size_t count_;
 };
 

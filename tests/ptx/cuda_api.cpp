@@ -2,6 +2,8 @@
 // add it, with the ordering that CUDA gives it.
 #include <cuda_runtime_api.h>
 
+#include <cstdlib>
+
 #include "graphs.h"
 #include "runtime.h"
 
@@ -163,6 +165,29 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t waiting, cudaEvent_t event, unsigne
   stream.nodes.insert(stream.nodes.end(), recorded.nodes.begin(), recorded.nodes.end());
   return cudaSuccess;
 }
+// What a stream is told is done at once.
+cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+
+// ---- Memory -------------------------------------------------------------------------------------------------------
+// Page-locked memory, which kernels may write to.
+cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
+  *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  ptx::device().memory.add(*memory, bytes, "page-locked memory", true, ptx::Content::kNothing);
+  return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void* memory) {
+  ptx::device().memory.remove(memory);
+  std::free(memory);
+  return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t stream) {
+  Work work;
+  work.to = to;
+  work.fill = value;
+  work.bytes = bytes;
+  return queue(of(stream), work);
+}
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
   Work work;
   work.to = to;
@@ -203,6 +228,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
   if (of(stream).capture != nullptr) throw ptx::Unsupported("a graph within a graph");
   return keep(reinterpret_cast<Graph*>(graph)->launch(of(stream)) ? cudaSuccess : cudaErrorLaunchFailure);
 }
+cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   delete reinterpret_cast<Graph*>(graph);
   return cudaSuccess;

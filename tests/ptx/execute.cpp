@@ -195,11 +195,12 @@ void Machine::stop_at_deadlock() {
 
 // Until it ends or waits.
 void Machine::run_thread(Block& block, Thread& thread) {
-  for (;;) {
+  while (thread.state == State::kRuns) {
     Frame& frame = thread.frame();
     const Instruction& i = frame.function->code[static_cast<std::size_t>(frame.pc)];
     const Slots slots = frame.slots.data();
     ++instructions_;
+    i.has_run = true;
     if (frame.undefined_count > 0) follow_undefined(block, thread, i);
     if (i.predicate >= 0 && value<bool>(slots, i.predicate) == i.is_negated) {
       ++frame.pc;
@@ -208,76 +209,79 @@ void Machine::run_thread(Block& block, Thread& thread) {
     switch (i.code) {
       case Code::kPlain:
         i.handler(slots, i);
-        break;
-      case Code::kNothing:
+        ++frame.pc;
         break;
       case Code::kLoad:
         load(block, thread, i);
+        ++frame.pc;
         break;
       case Code::kStore:
         store(block, thread, i);
-        break;
-      case Code::kAtomic:
-        atomic(block, thread, i);
+        ++frame.pc;
         break;
       case Code::kBranch:
         frame.pc = i.target;
-        continue;
-      case Code::kBranchTable: {
-        const auto which = value<std::uint32_t>(slots, i.a);
-        frame.pc = details_of(thread).targets.at(which);
-        continue;
-      }
+        break;
+      case Code::kBranchTable:
+        frame.pc = details_of(thread).targets.at(value<std::uint32_t>(slots, i.a));
+        break;
       case Code::kCall:
-        call(thread, i);
-        continue;
+        call(thread);
+        break;
       case Code::kReturn:
-        if (leave(thread)) return;
-        continue;
-      case Code::kTrap:
-        found(Fault::kOutside, block, thread, "trap");
-        throw Stopped();
+        leave(thread);
+        break;
+      // Those that wait go on behind the instruction when they are released.
       case Code::kBarrier:
         thread.state = State::kAtBarrier;
-        return;
+        break;
       case Code::kCollective:
         thread.state = State::kAtCollective;
-        return;
-      case Code::kClusterArrive:
-        if (thread.cluster_phase % 2 != 0) found(Fault::kBarrier, block, thread, "arrives twice");
-        ++thread.cluster_phase;
         break;
       case Code::kClusterWait:
         if (thread.cluster_phase % 2 == 0) found(Fault::kBarrier, block, thread, "waits without having arrived");
         thread.state = State::kAtClusterWait;
-        return;
-      case Code::kMapToRank: {
-        const std::uint64_t window = details_of(thread).has("shared::cluster") ? 0 : kSharedWindow;
-        const std::uint64_t offset = (slots[i.a] - window) & ((1u << kRankShift) - 1);
-        slots[i.to] = window + (std::uint64_t{value<std::uint32_t>(slots, i.b) + 1} << kRankShift | offset);
         break;
-      }
-      case Code::kAsyncCopy:
-        begin_copy(block, thread, i);
-        break;
-      case Code::kAsyncCommit: {
-        AsyncCopies& copies = details_of(thread).has("bulk") ? thread.bulk_copies : thread.copies;
-        copies.groups.push_back(std::move(copies.begun));
-        copies.begun.clear();
-        break;
-      }
-      case Code::kAsyncWait:
-        finish_copies(block, thread, i);
-        break;
-      case Code::kGridWait:
-        thread.has_waited = has_waited_ = true;
-        break;
+      default:
+        run_rare(block, thread, i);
+        ++frame.pc;
     }
-    ++thread.frame().pc;
   }
 }
 
-void Machine::call(Thread& thread, const Instruction&) {
+void Machine::run_rare(Block& block, Thread& thread, const Instruction& i) {
+  const Slots slots = thread.frame().slots.data();
+  switch (i.code) {
+    case Code::kAtomic:
+      return atomic(block, thread, i);
+    case Code::kClusterArrive:
+      if (thread.cluster_phase % 2 != 0) found(Fault::kBarrier, block, thread, "arrives twice");
+      ++thread.cluster_phase;
+      return;
+    case Code::kMapToRank: {
+      const std::uint64_t window = details_of(thread).has("shared::cluster") ? 0 : kSharedWindow;
+      const std::uint64_t offset = (slots[i.a] - window) & ((1u << kRankShift) - 1);
+      slots[i.to] = window + (std::uint64_t{value<std::uint32_t>(slots, i.b) + 1} << kRankShift | offset);
+      return;
+    }
+    case Code::kAsyncCopy:
+      return begin_copy(block, thread, i);
+    case Code::kAsyncCommit:
+      return commit_copies(thread);
+    case Code::kAsyncWait:
+      return finish_copies(block, thread, i);
+    case Code::kGridWait:
+      thread.has_waited = has_waited_ = true;
+      return;
+    case Code::kTrap:
+      found(Fault::kTrap, block, thread);
+      throw Stopped();
+    default:  // kNothing: the others have run
+      return;
+  }
+}
+
+void Machine::call(Thread& thread) {
   Frame& caller = thread.frame();
   const Details& details = details_of(thread);
   const Function& callee = *details.callee;
@@ -295,11 +299,10 @@ void Machine::call(Thread& thread, const Instruction&) {
   thread.frames.push_back(std::move(frame));
 }
 
-// Returns whether the thread has ended.
-bool Machine::leave(Thread& thread) {
+void Machine::leave(Thread& thread) {
   if (thread.frames.size() == 1) {
     thread.state = State::kEnded;
-    return true;
+    return;
   }
   const Frame done = std::move(thread.frames.back());
   thread.frames.pop_back();
@@ -310,7 +313,6 @@ bool Machine::leave(Thread& thread) {
                 static_cast<std::size_t>(from.size));
   }
   ++thread.frame().pc;
-  return false;
 }
 
 // ---- What the report says -----------------------------------------------------------------------------------------
@@ -328,9 +330,8 @@ std::string Machine::where(const Block& block, const Thread& thread) const {
 }
 
 void Machine::found(Fault fault, const Block& block, const Thread& thread, const std::string& more) {
-  // The text of a race that shows itself a million times is made only where it is kept.
-  if (device_.report.is_full()) return device_.report.add(fault, "");
-  device_.report.add(fault, where(block, thread) + (more.empty() ? "" : " (" + more + ")"));
+  const bool is_told = device_.report.wants(fault);
+  device_.report.add(fault, is_told ? where(block, thread) + (more.empty() ? "" : " (" + more + ")") : "");
 }
 
 }  // namespace ptx

@@ -10,13 +10,14 @@
 
 namespace ptx {
 
-// A launch, or, without a function, a copy.
+// A launch; without a function a copy; without a source a fill.
 struct Work {
   Grid grid;
   bool is_programmatic = false;
   void* to = nullptr;
   const void* from = nullptr;
   std::size_t bytes = 0;
+  int fill = 0;
 };
 
 struct Node {

@@ -105,8 +105,9 @@ class Machine {
   bool run_block(Block& block);
   bool run_warp(Block& block, std::size_t first);
   void run_thread(Block& block, Thread& thread);
-  void call(Thread& thread, const Instruction& instruction);
-  bool leave(Thread& thread);
+  void run_rare(Block& block, Thread& thread, const Instruction& instruction);
+  void call(Thread& thread);
+  void leave(Thread& thread);
   void release_barrier(Block& block);
   void release_cluster();
   [[noreturn]] void stop_at_deadlock();
@@ -142,6 +143,7 @@ class Machine {
 
   // async.cpp
   void begin_copy(Block& block, Thread& thread, const Instruction& instruction);
+  void commit_copies(Thread& thread);
   void finish_copies(Block& block, Thread& thread, const Instruction& instruction);
   void finish_copy(Block& block, Thread& thread, const AsyncCopy& copy);
   void check_source(Block& block, Thread& thread, const AsyncCopy& copy);

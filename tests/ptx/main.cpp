@@ -3,30 +3,45 @@
 // Exits with 1 where a result is wrong or a check has found something. One line a group, and one a finding.
 #include <algorithm>
 #include <cstdio>
+#include <map>
+#include <set>
 
 #include "cases.h"
 
 namespace ptx {
 namespace {
 
+void print_findings() {
+  for (const std::string& each : device().report.messages()) std::printf("FOUND %s\n", each.c_str());
+}
+
+std::string pair_of(const Traffic& traffic) {
+  return std::to_string(traffic.accesses) + "/" + std::to_string(traffic.transfers);
+}
+
+// Of the first block of a kernel's first launch: instructions a thread; accesses of warps, and the wavefronts of shared
+// memory or the sectors of global memory that they take. Of a graph: nodes, how many depend on each other, blocks.
 void print_counters() {
-  std::printf("%-72s %8s %9s %12s %10s %8s %8s %8s %8s\n", "kernel", "launches", "blocks", "instructions", "a thread",
-              "LDS wf", "STS wf", "LDG sec", "STG sec");
-  const auto each = [](const Traffic& t) {
-    return t.accesses == 0 ? 0.0 : static_cast<double>(t.transfers) / static_cast<double>(t.accesses);
-  };
-  for (const auto& [name, c] : device().counters.kernels()) {
+  std::printf("%8s %8s %8s %12s %12s %12s %12s  kernel\n", "launches", "blocks", "a thread", "shared ld", "shared st",
+              "global ld", "global st");
+  std::map<std::string, KernelCounts> by_name;
+  for (const auto& [name, counts] : device().counters.kernels()) {
+    if (name.rfind("tiny", 0) != 0) by_name[readable(name)] = counts;
+  }
+  for (const auto& [name, c] : by_name) {
     const double a_thread =
         c.threads == 0 ? 0 : static_cast<double>(c.instructions_of_block) / static_cast<double>(c.threads);
-    std::printf("%-72s %8llu %9llu %12llu %10.1f %8.2f %8.2f %8.2f %8.2f\n", readable(name).substr(0, 72).c_str(),
-                static_cast<unsigned long long>(c.launches), static_cast<unsigned long long>(c.blocks),
-                static_cast<unsigned long long>(c.instructions), a_thread, each(c.shared_loads), each(c.shared_stores),
-                each(c.global_loads), each(c.global_stores));
+    std::printf("%8llu %8llu %8.1f %12s %12s %12s %12s  %s\n", static_cast<unsigned long long>(c.launches),
+                static_cast<unsigned long long>(c.blocks), a_thread, pair_of(c.shared_loads).c_str(),
+                pair_of(c.shared_stores).c_str(), pair_of(c.global_loads).c_str(), pair_of(c.global_stores).c_str(),
+                name.c_str());
   }
+  std::set<std::string> graphs;  // an engine has two, of the same form
   for (const GraphCounts& g : device().counters.graphs()) {
-    std::printf("graph: %llu nodes, depth %llu, %llu blocks\n", static_cast<unsigned long long>(g.nodes),
-                static_cast<unsigned long long>(g.depth), static_cast<unsigned long long>(g.blocks));
+    graphs.insert("graph: " + std::to_string(g.nodes) + " nodes, " + std::to_string(g.depth) +
+                  " one after the other, " + std::to_string(g.blocks) + " blocks");
   }
+  for (const std::string& each : graphs) std::printf("%s\n", each.c_str());
 }
 
 int run_groups(int count, char** arguments) {
@@ -47,7 +62,12 @@ int run_groups(int count, char** arguments) {
     if (has(each)) run_small_case(groups, each);
   }
   if (has("--counters")) print_counters();
-  for (const std::string& each : device().report.messages()) std::printf("FOUND %s\n", each.c_str());
+  print_findings();
+  const Coverage covered = coverage();
+  for (const std::string& each : covered.never_launched) std::printf("never launched: %s\n", each.c_str());
+  std::printf("%zu of %zu kernels launched, %zu of %zu instructions of their PTX run\n",
+              covered.kernels - covered.never_launched.size(), covered.kernels, covered.instructions_run,
+              covered.instructions);
   std::printf("%s: %llu instructions, %llu launches, %llu findings, %llu writes of the same value by several threads\n",
               target().c_str(), static_cast<unsigned long long>(device().counters.instructions()),
               static_cast<unsigned long long>(device().counters.launches()),
@@ -77,7 +97,7 @@ int main(int count, char** arguments) {
   try {
     return ptx::run_groups(count, arguments);
   } catch (const std::exception& error) {
-    for (const std::string& each : ptx::device().report.messages()) std::printf("FOUND %s\n", each.c_str());
+    ptx::print_findings();
     std::printf("STOPPED %s\n", error.what());
     return 1;
   }

@@ -1,6 +1,7 @@
 // The memory that kernels may touch: regions of the host's, each with what is known of its pieces.
 #pragma once
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <string>
@@ -59,6 +60,19 @@ class Memory {
     if (!holds(region, address, bytes)) return nullptr;
     last_ = &region;
     return last_;
+  }
+
+  // Calls visit(region, cell) for every piece of memory that these bytes touch.
+  template <class Visit>
+  void for_each_cell(std::uint64_t address, std::size_t bytes, const Visit& visit) {
+    for (auto& [base, region] : regions_) {
+      const std::uint64_t first = std::max(base, address), end = std::min(base + region.bytes, address + bytes);
+      const auto granule = static_cast<std::uint64_t>(region.granule);
+      for (std::uint64_t at = first < end ? (first - base) / granule : 0; at * granule + base < end && first < end;
+           ++at) {
+        visit(region, region.cell(at));
+      }
+    }
   }
 
  private:

@@ -2,12 +2,12 @@
 // inputs.
 //
 // To add an op: a function that fills the op's struct of parameters twice, for the device and for the CPU, and calls
-// both; then a line in run_op_cases.
+// both; then a line in check_all.
 #include <algorithm>
 #include <cstdint>
 #include <utility>
 
-#include "cases.h"
+#include "op_inputs.h"
 #include "ops/adam_polyak/adam_polyak.h"
 #include "ops/categorical/categorical.h"
 #include "ops/polyak/polyak.h"
@@ -17,43 +17,6 @@
 
 namespace sacfast::SACFAST_ISA {
 namespace {
-
-using ptx::Content;
-using ptx::DeviceArray;
-using ptx::expect_close;
-using Doubles = std::vector<double>;
-
-// The same numbers, in T on the device and in float64 for the CPU. Rows may lie apart.
-template <class T>
-struct Input {
-  std::int64_t cols, stride;
-  DeviceArray<T> device;
-  Doubles cpu;
-
-  Input(Mixer& mixer, std::int64_t rows, std::int64_t columns, double size, std::int64_t gap = 0)
-      : cols(columns),
-        stride(columns + gap),
-        device("an input", static_cast<std::size_t>(rows * stride), Content::kValues, false),
-        cpu(device.size()) {
-    for (std::size_t i = 0; i < cpu.size(); ++i) set(i, size * mixer.uniform());
-  }
-  void set(std::size_t i, double value) { cpu[i] = ptx::exact(device[i] = ptx::rounded<T>(value)); }
-  Strided<T> on_device() { return {device.data(), stride, 1}; }
-  Strided<double> on_cpu() const { return {cpu.data(), stride, 1}; }
-};
-
-template <class T>
-struct Output {
-  DeviceArray<T> device;
-  Doubles cpu;
-  explicit Output(std::int64_t count)
-      : device("an output", static_cast<std::size_t>(count), Content::kNothing), cpu(device.size()) {}
-};
-
-template <class T>
-std::string name_of(const char* op, std::int64_t rows, std::int64_t cols) {
-  return std::string(op) + " " + std::to_string(rows) + " x " + std::to_string(cols);
-}
 
 // ---- tanh_gaussian ------------------------------------------------------------------------------------------------
 
@@ -177,48 +140,8 @@ void check_log_prob(Mixer& mixer, std::int64_t rows, std::int64_t cols) {
 // ---- Bellman targets ----------------------------------------------------------------------------------------------
 
 template <class T>
-struct Samples {
-  Input<T> reward, terminated, log_prob, alpha;
-  DeviceArray<bool> mask;
-  bool has_mask, has_alpha;
-
-  Samples(Mixer& mixer, std::int64_t batch, bool with_mask, bool with_alpha)
-      : reward(mixer, batch, 1, 3),
-        terminated(mixer, batch, 1, 1),
-        log_prob(mixer, batch, 1, 2),
-        alpha(mixer, 1, 1, 1),
-        mask("terminated", static_cast<std::size_t>(batch)),
-        has_mask(with_mask),
-        has_alpha(with_alpha) {
-    for (std::size_t i = 0; i < mask.size(); ++i) {
-      mask[i] = i % 3 == 1;
-      terminated.set(i, mask[i]);
-    }
-  }
-  BellmanInputs<T> on_device() {
-    return view<T>(reward.device.data(), terminated.device.data(), log_prob.device.data(), alpha.device.data());
-  }
-  BellmanInputs<double> on_cpu() {
-    return view<double>(reward.cpu.data(), terminated.cpu.data(), log_prob.cpu.data(), alpha.cpu.data());
-  }
-
- private:
-  template <class V>
-  BellmanInputs<V> view(const V* r, const V* t, const V* l, const V* a) {
-    BellmanInputs<V> inputs{{r, 1, 1}, {}, {}, {l, 1, 1}, {}, {}, 0.2, 0.97};
-    if (has_mask) {
-      inputs.terminated_mask = {mask.data(), 1, 1};
-    } else {
-      inputs.terminated = {t, 1, 1};
-    }
-    if (has_alpha) inputs.alpha = {a, 0, 0};
-    return inputs;
-  }
-};
-
-template <class T>
-void check_twin_q(Mixer& mixer, std::int64_t batch, bool with_mask, bool with_alpha) {
-  Samples<T> samples(mixer, batch, with_mask, with_alpha);
+void check_twin_q(Mixer& mixer, std::int64_t batch, int form) {
+  Samples<T> samples(mixer, batch, form);
   Input<T> q1(mixer, batch, 1, 5), q2(mixer, batch, 1, 5), grad(mixer, batch, 1, 1);
   q2.set(0, q1.cpu[0]);  // a tie
   Output<T> target(batch), of_q1(batch), of_q2(batch), of_log_prob(batch), of_alpha(batch);
@@ -243,7 +166,7 @@ void check_twin_q(Mixer& mixer, std::int64_t batch, bool with_mask, bool with_al
 
 template <class T>
 void check_categorical(Mixer& mixer, std::int64_t batch, std::int64_t atoms, bool has_second) {
-  Samples<T> samples(mixer, batch, has_second, !has_second);
+  Samples<T> samples(mixer, batch, has_second ? kMask : kAlpha);
   Input<T> logits1(mixer, batch, atoms, 5), logits2(mixer, batch, atoms, 5, 2), weights(mixer, batch, atoms, 1);
   Output<T> target(batch * atoms), loss(batch), slope(batch * atoms);
   CategoricalTargetParams<T> p{batch, atoms, samples.on_device(), logits1.on_device(), {},
@@ -272,7 +195,7 @@ void check_categorical(Mixer& mixer, std::int64_t batch, std::int64_t atoms, boo
 template <class T>
 void check_quantile(Mixer& mixer, std::int64_t batch, std::int64_t critics, std::int64_t quantiles,
                     std::int64_t targets) {
-  Samples<T> samples(mixer, batch, true, true);
+  Samples<T> samples(mixer, batch, kMask | kAlpha | kGamma);
   Input<T> predicted(mixer, batch * critics, quantiles, 3), target(mixer, batch, targets, 3);
   Output<T> loss(batch * critics), slope(batch * critics * quantiles);
   QuantileHuberParams<T> p{batch * critics,
@@ -307,38 +230,6 @@ void check_quantile(Mixer& mixer, std::int64_t batch, std::int64_t critics, std:
 }
 
 // ---- Lists of tensors ---------------------------------------------------------------------------------------------
-
-// One array that the tensors share, with a gap before the next: a kernel that runs over its tensor's end is found.
-template <class T>
-struct Tensors {
-  std::vector<std::unique_ptr<Output<T>>> each;
-  Tensors(Mixer& mixer, const std::vector<std::int64_t>& sizes, double low, double high) {
-    for (const std::int64_t size : sizes) {
-      each.push_back(std::make_unique<Output<T>>(size));
-      device_has_values(*each.back());
-      for (std::size_t i = 0; i < each.back()->cpu.size(); ++i) {
-        const double value = low + (high - low) * 0.5 * (1 + mixer.uniform());
-        each.back()->cpu[i] = ptx::exact(each.back()->device[i] = ptx::rounded<T>(value));
-      }
-    }
-  }
-
- private:
-  static void device_has_values(Output<T>& tensor) {
-    ptx::device().memory.add(tensor.device.data(), tensor.device.size() * sizeof(T), "a tensor of a list", true,
-                             Content::kValues, sizeof(T) < 4 ? sizeof(T) : 4);
-  }
-};
-
-std::vector<std::int64_t> begins_of(const std::vector<std::int64_t>& sizes, std::int64_t& total) {
-  std::vector<std::int64_t> begins;
-  total = 0;
-  for (const std::int64_t size : sizes) {
-    begins.push_back(total);
-    total += size;
-  }
-  return begins;
-}
 
 template <class T>
 void check_polyak(Mixer& mixer, const std::vector<std::int64_t>& sizes) {
@@ -409,8 +300,8 @@ int check_all(bool large) {
     cases += 2;
   }
   for (const std::int64_t batch : {1, 33, large ? 5000 : 300}) {
-    for (const bool flag : {false, true}) check_twin_q<T>(mixer, batch, flag, !flag);
-    cases += 4;
+    for (int form = 0; form < kForms; ++form) check_twin_q<T>(mixer, batch, form);
+    cases += 2 * kForms;
   }
   const std::vector<std::int64_t> atoms =
       large ? std::vector<std::int64_t>{1, 2, 101, 255, 256, 257, 600} : std::vector<std::int64_t>{1, 51, 257};

@@ -68,6 +68,7 @@ struct Instruction {
   int predicate = -1;                      // slot, or none
   int to = 0, a = 0, b = 0, c = 0, d = 0;  // slots: the first written, the first four read
   int target = -1;                         // of a branch
+  mutable bool has_run = false;            // in any launch
   std::int64_t offset = 0;                 // of an address
 };
 

@@ -1,6 +1,7 @@
 """Builds the interpreter of PTX with the kernels of csrc/, and runs its cases.
 
-As a program (`make ptx`) it runs all cases, the large ones too, and prints the counters.
+As a program (`make ptx`) it runs all cases, the large ones too. With `--counters` it prints what an update costs, and
+with `--record` it writes that to counters.txt, to which a test holds it.
 """
 
 from __future__ import annotations
@@ -94,12 +95,13 @@ def toolkit_headers() -> str:
     return found[1]
 
 
-def kernels(source: Path, csrc: Path = CSRC) -> Path:
+def kernels(source: Path, csrc: Path) -> Path:
     """Compile a CUDA source, host code and PTX; return the object, beside which the PTX lies."""
     targets = [f"-gencode=arch=compute_{each},code=compute_{each}" for each in ARCHITECTURES]
     command = [str(NVCC), "-std=c++17", "--extended-lambda", "-lineinfo", "-cudart=none", *targets]
     command += ["-Xcompiler=-Wall,-Wextra,-Werror", "--keep"]
-    folder, is_done = folder_of([*command, source.name], [source, *headers(csrc)])
+    part = csrc / source.relative_to(csrc).parts[0]  # ops or update, which include nothing of each other
+    folder, is_done = folder_of([*command, source.name], [source, *headers(csrc / "core", part)])
     target = folder / f"{source.stem}.o"
     if not is_done:
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +127,7 @@ def objects(pool: ThreadPoolExecutor) -> list[Path]:
 
 def build(csrc: Path = CSRC) -> Program:
     """Build the runner. `csrc`: a changed copy to take the CUDA sources from."""
-    sources = [*sorted((csrc / "ops").glob("*/*_cuda.cu")), csrc / "update" / "engine_cuda.cu"]
+    sources = [source for part in ("ops", "update") for source in sorted((csrc / part).rglob("*_cuda.cu"))]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         jobs = [pool.submit(kernels, source, csrc) for source in sources]
         made = objects(pool)
@@ -147,15 +149,38 @@ def run(program: Program, ptx: Iterable[Path], *arguments: str) -> subprocess.Co
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+def counters(program: Program, architecture: str) -> str:
+    """Return the table of what an update costs at 64 x 64 units and 64 rows, exact, TF32 and bfloat16."""
+    done = run(program, program.ptx[architecture], "--counters", "tf32", "bfloat16")
+    assert done.returncode == 0, done.stdout
+    lines = done.stdout.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.endswith("  kernel"))
+    last = max(i for i, line in enumerate(lines) if line.startswith("graph: "))
+    return "\n".join(line.rstrip() for line in lines[first : last + 1]) + "\n"
+
+
+def table(program: Program) -> str:
+    """Return the counters of all architectures."""
+    return "".join(f"nvcc {nvcc_version()}, sm_{each}\n{counters(program, each)}" for each in ARCHITECTURES)
+
+
 def main() -> int:
     """Run all cases on all architectures, and print what they say."""
     if missing():
         print(missing())
         return 1
     program = build()
+    if sys.argv[1:] == ["--record"]:
+        (HERE / "counters.txt").write_text(table(program))
+        return 0
+    if sys.argv[1:] == ["--counters"]:
+        print(table(program))
+        return 0
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        jobs = [pool.submit(run, program, program.ptx[each], "--large", "--counters", "tiny", "ops", "update")
-                for each in ARCHITECTURES]  # fmt: skip
+        jobs = [
+            pool.submit(run, program, program.ptx[each], "--large", "--counters", "tiny", "ops", "update")
+            for each in ARCHITECTURES
+        ]
         for job in jobs:
             print(job.result().stdout)
     return max(job.result().returncode for job in jobs)

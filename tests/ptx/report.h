@@ -19,15 +19,24 @@ enum class Fault {
   kOutside,    // of every region of memory, or of a block's shared memory
   kReadOnly,   // written
   kNotJoined,  // a lane of a graph at its end
+  kTrap,
   kAsyncCopy,  // memory touched while a copy to or from it is under way
   kFaults
 };
 
 inline const char* name_of(Fault fault) {
-  constexpr const char* names[] = {"race in a block",  "race between blocks", "race between launches",
-                                   "barrier",          "collective",          "misaligned access",
-                                   "unwritten memory", "outside of memory",   "write to read-only memory",
-                                   "lane not joined",  "asynchronous copy"};
+  constexpr const char* names[] = {"race in a block",
+                                   "race between blocks",
+                                   "race between launches",
+                                   "barrier",
+                                   "collective",
+                                   "misaligned access",
+                                   "unwritten memory",
+                                   "outside of memory",
+                                   "write to read-only memory",
+                                   "lane not joined",
+                                   "trap",
+                                   "asynchronous copy"};
   static_assert(sizeof names / sizeof *names == static_cast<std::size_t>(Fault::kFaults), "a name for each");
   return names[static_cast<std::size_t>(fault)];
 }
@@ -35,10 +44,11 @@ inline const char* name_of(Fault fault) {
 class Report {
  public:
   void add(Fault fault, const std::string& where) {
+    if (wants(fault)) messages_.insert(std::string(name_of(fault)) + ": " + where);
     ++counts_[static_cast<std::size_t>(fault)];
-    if (!is_full()) messages_.insert(std::string(name_of(fault)) + ": " + where);
   }
-  bool is_full() const { return messages_.size() >= 40; }
+  // A race shows itself thousands of times: the first few are told.
+  bool wants(Fault fault) const { return count(fault) < 10; }
   std::uint64_t count(Fault fault) const { return counts_[static_cast<std::size_t>(fault)]; }
   std::uint64_t total() const {
     std::uint64_t sum = 0;

@@ -21,26 +21,27 @@ std::uint32_t next_grid() {
   return ++number;
 }
 
-// Stream and host copies: each is a launch of one thread.
-void touch(Memory& memory, const void* place, std::size_t bytes, LaunchId launch, bool is_write) {
-  Region* const region = memory.find(reinterpret_cast<std::uint64_t>(place), bytes);
-  if (region == nullptr) return;  // memory of the host alone
+// A copy or a fill is a launch of one thread. Memory of the host that is no region is not looked at.
+void touch(const void* place, std::size_t bytes, LaunchId launch, bool is_write, bool gives_values) {
   Stamp now;
   now.launch = launch;
-  const auto granule = static_cast<std::size_t>(region->granule);
-  const std::size_t offset = reinterpret_cast<std::uint64_t>(place) - region->base;
-  for (std::size_t at = offset / granule; at * granule < offset + bytes; ++at) {
-    Cell& cell = region->cell(at);
+  device().memory.for_each_cell(reinterpret_cast<std::uint64_t>(place), bytes, [&](Region& region, Cell& cell) {
     const Fault race = device().races.access(cell, now, is_write, false);
-    if (race != Fault::kFaults) device().report.add(race, "a copy to or from " + region->name);
-    cell.has_value |= is_write;
-  }
+    if (race != Fault::kFaults) device().report.add(race, "a copy or fill of " + region.name);
+    cell.has_value |= gives_values;
+  });
 }
 
 void run_copy(const Work& work, LaunchId launch) {
-  touch(device().memory, work.from, work.bytes, launch, false);
-  touch(device().memory, work.to, work.bytes, launch, true);
-  std::memmove(work.to, work.from, work.bytes);
+  const bool is_fill = work.from == nullptr;
+  if (!is_fill) touch(work.from, work.bytes, launch, false, false);
+  // What memory is cleared to is no value: a kernel that reads it before somebody has written is found.
+  touch(work.to, work.bytes, launch, true, !is_fill);
+  if (is_fill) {
+    std::memset(work.to, work.fill, work.bytes);
+  } else {
+    std::memmove(work.to, work.from, work.bytes);
+  }
 }
 
 }  // namespace
@@ -58,6 +59,22 @@ void load(const std::string& path) {
   std::stringstream text;
   text << file.rdbuf();
   load_text(text.str(), path);
+}
+
+Coverage coverage() {
+  Coverage all;
+  for (const auto& module : modules()) {
+    for (const auto& [name, function] : module->functions) {
+      std::size_t run = 0;
+      for (const Instruction& each : function->code) run += each.has_run;
+      all.instructions += function->code.size();
+      all.instructions_run += run;
+      if (!function->is_entry) continue;
+      ++all.kernels;
+      if (run == 0) all.never_launched.push_back(readable(name));
+    }
+  }
+  return all;
 }
 
 const std::string& target() { return modules().at(0)->target; }

@@ -12,6 +12,12 @@ Device& device();
 // Adds the kernels of a PTX file. Launches look for them by name.
 void load(const std::string& path);
 void load_text(const std::string& text, const std::string& path);
+// How much of the PTX has run: of all kernels that were loaded.
+struct Coverage {
+  std::size_t instructions = 0, instructions_run = 0, kernels = 0;
+  std::vector<std::string> never_launched;
+};
+Coverage coverage();
 const std::string& target();  // of the first file: "sm_90a"
 
 // How a launch that C++ does not make is made: of a kernel written in PTX.

@@ -51,10 +51,9 @@ template <class T>
 class Learners {
  public:
   explicit Learners(const UpdateSettings& settings, int count = 1)
-      : memory_(static_cast<std::size_t>(cuda_engine_bytes<T>(settings, count)) / sizeof(double) + 1) {
+      : memory_(static_cast<std::size_t>(cuda_engine_bytes<T>(settings, count)), '\0') {
     for (int i = 0; i < count; ++i) {
-      const GpuState<T> layout(settings,
-                               reinterpret_cast<char*>(memory_.data()) + i * cuda_engine_bytes<T>(settings, 1));
+      const GpuState<T> layout(settings, memory_.data() + i * cuda_engine_bytes<T>(settings, 1));
       add_pieces(layout);
     }
     engine_ = make_cuda_engine<T>(settings, count, memory_.data());
@@ -69,7 +68,10 @@ class Learners {
  private:
   template <class P>
   void add(const char* name, P* piece, std::int64_t count) {
-    ptx::device().memory.add(piece, static_cast<std::size_t>(count) * sizeof(P), name);
+    // The engine is given zeros and may count on them in the scalars alone.
+    constexpr bool is_scalars = std::is_same_v<P, GpuScalars<T>>;
+    ptx::device().memory.add(piece, static_cast<std::size_t>(count) * sizeof(P), name, true,
+                             is_scalars ? ptx::Content::kValues : ptx::Content::kNothing);
     pieces_.push_back(piece);
   }
 
@@ -104,7 +106,7 @@ class Learners {
     for (const Hidden<T>& each : s.target_hidden) add_hidden("the targets' hidden layers", each, s);
   }
 
-  std::vector<double> memory_;  // zeros
+  ptx::Allocation memory_;
   std::vector<const void*> pieces_;
   std::unique_ptr<QueuedEngine<T>> engine_;
 };
@@ -158,11 +160,11 @@ std::vector<double> state_of(UpdateEngine<T>& engine, const UpdateSettings& sett
   return all;
 }
 
-struct Transitions {
+struct Replay {
   std::int64_t width;
   DeviceArray<float> rows;
 
-  explicit Transitions(const UpdateSettings& settings, std::uint64_t seed = 5)
+  explicit Replay(const UpdateSettings& settings, std::uint64_t seed = 5)
       : width(2 * settings.observation_dim + settings.action_dim + 2),
         rows("the replay buffer", static_cast<std::size_t>(kTransitions * width), ptx::Content::kValues, false) {
     Mixer mixer{seed};
@@ -183,9 +185,9 @@ struct Index {
 };
 
 template <class T>
-UpdateWork<T> work_of(Transitions& transitions, Index& index, std::int64_t steps) {
+UpdateWork<T> work_of(Replay& replay, Index& index, std::int64_t steps) {
   UpdateWork<T> work;
-  work.rows = transitions.rows.data();
+  work.rows = replay.rows.data();
   work.index = index.rows.data();
   work.steps = steps;
   return work;
@@ -207,7 +209,7 @@ template <class T>
 void check_same_updates(const char* name, const UpdateSettings& settings, bool given_noise = false) {
   // In double both round alike, but for the order of sums; in float Adam's division by a small root magnifies that.
   const double tolerance = sizeof(T) == 8 ? 1e-11 : 5e-5;
-  Transitions transitions(settings);
+  Replay replay(settings);
   std::unique_ptr<UpdateEngine<T>> cpu;
   make_engine(settings, cpu);
   Learners<T> gpu(settings), reversed(settings);
@@ -220,7 +222,7 @@ void check_same_updates(const char* name, const UpdateSettings& settings, bool g
   for (T& each : noise) each = static_cast<T>(2 * mixer.uniform());
   for (const std::int64_t steps : {1, 2}) {
     Index index(steps, settings.batch_size, steps);
-    UpdateWork<T> work = work_of<T>(transitions, index, steps);
+    UpdateWork<T> work = work_of<T>(replay, index, steps);
     if (given_noise) {
       work.noise = noise.data();
       if (!settings.value_network) work.next_noise = noise.data();
@@ -249,13 +251,13 @@ void check_precision(Precision precision, double limit, std::vector<std::int64_t
   plain.actor_lr = plain.critic_lr = plain.alpha_lr = 0;  // Adam turns any difference of a small gradient into a step
   UpdateSettings rounded = plain;
   rounded.matmul_precision = precision;
-  Transitions transitions(plain);
+  Replay replay(plain);
   Index index(1, batch);
   Learners<float> expected(plain), found(rounded);
   start<float>(*expected, plain, 4);
   start<float>(*found, plain, 4);
-  const UpdateOutcome one = expected->update(work_of<float>(transitions, index, 1));
-  const UpdateOutcome other = found->update(work_of<float>(transitions, index, 1));
+  const UpdateOutcome one = expected->update(work_of<float>(replay, index, 1));
+  const UpdateOutcome other = found->update(work_of<float>(replay, index, 1));
   const double metrics = difference(metrics_of(one), metrics_of(other));
   const double state = difference(state_of<float>(*expected, plain), state_of<float>(*found, plain));
   EXPECT(metrics > 0 && metrics < limit);
@@ -263,42 +265,43 @@ void check_precision(Precision precision, double limit, std::vector<std::int64_t
 }
 
 // Learners side by side end as each does alone, to the last bit, also where they make different numbers of updates.
+template <class T>
 void check_side_by_side(const UpdateSettings& settings) {
   constexpr int learners = 2;
   constexpr std::int64_t calls[][learners] = {{2, 2}, {2, 1}, {0, 1}};
-  Learners<float> together(settings, learners);
-  std::vector<std::unique_ptr<Learners<float>>> alone;
-  Transitions transitions(settings, 9);
+  Learners<T> together(settings, learners);
+  std::vector<std::unique_ptr<Learners<T>>> alone;
+  Replay replay(settings, 9);
   for (int i = 0; i < learners; ++i) {
     together->select(i);
-    start<float>(*together, settings, static_cast<std::uint64_t>(i + 1));
-    alone.push_back(std::make_unique<Learners<float>>(settings));
-    start<float>(**alone.back(), settings, static_cast<std::uint64_t>(i + 1));
+    start<T>(*together, settings, static_cast<std::uint64_t>(i + 1));
+    alone.push_back(std::make_unique<Learners<T>>(settings));
+    start<T>(**alone.back(), settings, static_cast<std::uint64_t>(i + 1));
   }
   const auto actor_size = static_cast<std::size_t>(together->parameter_count(Network::kActor));
   DeviceArray<double> metrics("metrics", learners * kMetrics);
   for (const auto& steps : calls) {
     std::vector<std::unique_ptr<Index>> indices;
-    std::vector<std::unique_ptr<DeviceArray<float>>> actors;
-    QueuedCall<float> call;
+    std::vector<std::unique_ptr<DeviceArray<T>>> actors;
+    QueuedCall<T> call;
     call.metrics = metrics.data();
     for (int i = 0; i < learners; ++i) {
       indices.push_back(std::make_unique<Index>(std::max<std::int64_t>(1, steps[i]), settings.batch_size, i));
-      actors.push_back(std::make_unique<DeviceArray<float>>("the caller's actor", actor_size));
+      actors.push_back(std::make_unique<DeviceArray<T>>("the caller's actor", actor_size));
       together->select(i);
       together->read(Network::kActor, Part::kParameters, actors.back()->data());
-      call.work.push_back({transitions.rows.data(), indices.back()->rows.data(), steps[i], actors.back()->data()});
+      call.work.push_back({replay.rows.data(), indices.back()->rows.data(), steps[i], actors.back()->data()});
     }
     together->enqueue(call);
     const std::vector<UpdateOutcome> outcomes = together->collect();
     for (int i = 0; i < learners; ++i) {
       const auto at = static_cast<std::size_t>(i);
-      UpdateEngine<float>& own = **alone[at];
-      const UpdateOutcome expected = own.update(work_of<float>(transitions, *indices[at], steps[i]));
+      UpdateEngine<T>& own = **alone[at];
+      const UpdateOutcome expected = own.update(work_of<T>(replay, *indices[at], steps[i]));
       EXPECT(outcomes[at].updates == steps[i] && outcomes[at].fault.empty());
       together->select(i);
-      EXPECT(state_of<float>(*together, settings) == state_of<float>(own, settings));
-      std::vector<float> actor(actor_size);
+      EXPECT(state_of<T>(*together, settings) == state_of<T>(own, settings));
+      std::vector<T> actor(actor_size);
       own.read(Network::kActor, Part::kParameters, actor.data());
       EXPECT(std::equal(actor.begin(), actor.end(), actors[at]->begin()));
       EXPECT(std::equal(expected.metrics, expected.metrics + kMetrics, metrics.begin() + i * kMetrics));
@@ -308,19 +311,19 @@ void check_side_by_side(const UpdateSettings& settings) {
 
 // The same fault as on the CPU, the same updates before it, and nothing changed by it or after it.
 void check_fault(const UpdateSettings& settings, std::int64_t col, float bad) {
-  Transitions transitions(settings);
+  Replay replay(settings);
   const std::int64_t steps = 3;
   Index index(steps, settings.batch_size, 0, 1);
   index.rows[static_cast<std::size_t>(settings.batch_size) + 1] = 0;  // the second minibatch meets it
-  transitions.at(0, col) = bad;
+  replay.at(0, col) = bad;
   std::unique_ptr<UpdateEngine<float>> cpu;
   make_engine(settings, cpu);
   Learners<float> gpu(settings), twin(settings);
   start(*cpu, settings, 4);
   start<float>(*gpu, settings, 4);
   start<float>(*twin, settings, 4);
-  const UpdateOutcome expected = cpu->update(work_of<float>(transitions, index, steps));
-  const UpdateOutcome got = gpu->update(work_of<float>(transitions, index, steps));
+  const UpdateOutcome expected = cpu->update(work_of<float>(replay, index, steps));
+  const UpdateOutcome got = gpu->update(work_of<float>(replay, index, steps));
   if (expected.fault != got.fault) {
     std::printf("column %d, %g: expected '%s', got '%s'\n", static_cast<int>(col), static_cast<double>(bad),
                 expected.fault.c_str(), got.fault.c_str());
@@ -328,11 +331,11 @@ void check_fault(const UpdateSettings& settings, std::int64_t col, float bad) {
   EXPECT(!got.fault.empty() && got.fault == expected.fault);
   EXPECT(got.updates == expected.updates);
   // The twin makes only what came before; then both go on alike.
-  twin->update(work_of<float>(transitions, index, got.updates));
+  twin->update(work_of<float>(replay, index, got.updates));
   EXPECT(state_of<float>(*gpu, settings) == state_of<float>(*twin, settings));
-  transitions.at(0, col) = 0.5f;
-  gpu->update(work_of<float>(transitions, index, steps));
-  twin->update(work_of<float>(transitions, index, steps));
+  replay.at(0, col) = 0.5f;
+  gpu->update(work_of<float>(replay, index, steps));
+  twin->update(work_of<float>(replay, index, steps));
   EXPECT(state_of<float>(*gpu, settings) == state_of<float>(*twin, settings));
 }
 
@@ -396,17 +399,17 @@ int check_training_size(Precision precision) {
   settings.observation_dim = 17;
   settings.action_dim = 6;
   settings.matmul_precision = precision;
-  Transitions transitions(settings);
+  Replay replay(settings);
   Index index(1, settings.batch_size);
   Learners<float> gpu(settings);
   start<float>(*gpu, settings, 4);
-  const UpdateOutcome got = gpu->update(work_of<float>(transitions, index, 1));
+  const UpdateOutcome got = gpu->update(work_of<float>(replay, index, 1));
   EXPECT(got.updates == 1 && got.fault.empty());
   if (precision != Precision::kFloat32) return 1;
   std::unique_ptr<UpdateEngine<float>> cpu;
   make_engine(settings, cpu);
   start(*cpu, settings, 4);
-  const UpdateOutcome expected = cpu->update(work_of<float>(transitions, index, 1));
+  const UpdateOutcome expected = cpu->update(work_of<float>(replay, index, 1));
   EXPECT(difference(metrics_of(expected), metrics_of(got)) <= 5e-5);
   EXPECT(difference(state_of(*cpu, settings), state_of<float>(*gpu, settings)) <= 5e-5);
   return 1;
@@ -438,8 +441,8 @@ void run_update_cases(Groups& groups, bool large) {
   groups.done("update, tf32", 1);
   check_precision(Precision::kBfloat16, 2e-2, {64, 64}, 64);
   groups.done("update, bfloat16", 1);
-  check_side_by_side(small);
-  check_side_by_side(v1(small));
+  check_side_by_side<float>(small);
+  check_side_by_side<double>(v1(small));
   groups.done("update, side by side", 2);
   groups.done("update, faults", check_faults(settings_of({9}, 8)));
   if (!large) return;

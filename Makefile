@@ -18,7 +18,7 @@ CUDA_TORCH := torch==2.14.1
 # The implementations that `bench-peers` measures beside this one.
 PEERS := 'stable-baselines3==2.9.*' 'sbx-rl==0.28.*' rltools==2.2.1 mkl mkl-include 'gymnasium[mujoco]'
 
-NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
+NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find cmake csrc -type f)
 FORMATTED := $(shell find csrc tests/csrc tests/ptx -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 # Prints lists of requirements from pyproject.toml, so that they stand in one place.
 REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb")); project = p["project"]; \
@@ -26,7 +26,7 @@ REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb
 	print(*(line for name in sys.argv[1:] for line in lists[name]), sep="\n")
 
 .PHONY: train test bench bench-collect bench-update bench-train bench-peers docs lint format sanitize setup
-.PHONY: faults cuda-compile cuda-build ptx gpu-check wheel clean
+.PHONY: bench-record pictures film faults cuda-compile cuda-build ptx gpu-check wheel clean
 
 train: setup
 	$(VENV)/bin/sacfast train --env-id $(ENV_ID) --total-timesteps $(STEPS)
@@ -59,7 +59,24 @@ bench-peers: setup $(PEERS_VENV)/.dependencies
 
 # The site goes to build/site; a warning is an error. Nothing is fetched, neither now nor when a page is read.
 docs: setup $(VENV)/.test-dependencies
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+	$(VENV)/bin/properdocs build --strict
+
+# Appends to benchmarks/results/history.jsonl how fast this commit is on this machine, and draws the history anew.
+bench-record: setup
+	$(VENV)/bin/python -m benchmarks.history
+	$(VENV)/bin/python -m benchmarks.pictures history
+
+# The pictures of README and docs, from the data in benchmarks/results: docs/images/NAME-light.svg and NAME-dark.svg.
+pictures: setup
+	$(VENV)/bin/python -m benchmarks.pictures
+
+# Trains HalfCheetah for some ten minutes and films it for the README. Needs an OpenGL library, such as libegl1.
+FILM := runs/film
+film: setup
+	$(VENV)/bin/python -m pip install -qq 'gymnasium[mujoco]'
+	$(VENV)/bin/sacfast train --env-id HalfCheetah-v5 --total-timesteps 200000 --seed 1 --critic-lr 1e-3 --actor-lr 1e-3 \
+		--alpha-lr 1e-3 --torch-threads 1 --env-threads 1 --evaluate-every 20000 --checkpoint-every 100000 --run-dir $(FILM)
+	$(VENV)/bin/python -m benchmarks.film $(FILM)
 
 lint: setup
 	$(VENV)/bin/ruff check
@@ -136,12 +153,15 @@ cuda-build: $(CUDA_VENV)/.dependencies
 	$(CUDA_VENV)/bin/python .ci/show_cuda.py build/cuda-library
 
 # On a machine with a GPU: builds against the torch of $(PYTHON), tests and measures there. Needs no network.
+# make gpu-check GPU_CHECK="--wheels FOLDER"
+GPU_CHECK ?=
 gpu-check:
-	$(PYTHON) -m benchmarks.gpu_check
+	$(PYTHON) -m benchmarks.gpu_check $(GPU_CHECK)
 
 # ---- Wheels: one for each Python, for every torch from 2.11 on; with CUDA kernels where nvcc is found ---------------
 
-# make wheel WHEEL_PYTHONS="python3.11 python3.12". Fetches each torch once, for its headers, and two to try the wheel.
+# make wheel WHEEL_PYTHONS="python3.11 python3.12". Fetches each torch once, for its headers, and two to try each wheel.
+# Writes what the tries took to build/install.json. SACFAST_CUDA=0 make wheel: without CUDA kernels.
 WHEEL_PYTHONS ?= $(PYTHON)
 wheel:
 	$(PYTHON) .ci/wheel.py $(WHEEL_PYTHONS)

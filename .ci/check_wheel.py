@@ -3,6 +3,7 @@
 The ops, forward and backward, equal their twins in plain torch; the native modules load; no compiler is on PATH.
 """
 
+import copy
 import importlib
 import shutil
 import sys
@@ -10,9 +11,14 @@ import sys
 import torch
 
 from sacfast import _ext, ops
+from sacfast.ops.adam_polyak import adam_polyak_reference_
+from sacfast.ops.categorical import categorical_cross_entropy_reference, categorical_target_reference
 from sacfast.ops.polyak import polyak_update_reference_
+from sacfast.ops.quantile import quantile_huber_loss_reference, truncated_quantile_target_reference
 from sacfast.ops.tanh_gaussian import tanh_gaussian_log_prob_reference, tanh_gaussian_rsample_reference
 from sacfast.ops.twin_q import twin_q_target_reference
+
+ADAM = {"step": 3, "lr": 0.01, "tau": 0.3}
 
 
 def gradients(function, tensors):
@@ -41,14 +47,28 @@ def main() -> None:
             (q1, q2, log_prob),
             (),
         ),
+        (ops.categorical_cross_entropy, categorical_cross_entropy_reference, (mean,), (log_std.softmax(-1),)),
+        (ops.quantile_huber_loss, quantile_huber_loss_reference, (mean,), (log_std,)),
     )
     for fused, plain, tensors, others in pairs:
         actual, expected = (gradients(lambda *x, f=f, o=others: f(*x, *o), tensors) for f in (fused, plain))
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)  # squares of sums of six terms of order 10
-    expected = average.clone()
-    ops.polyak_update_(average, q1, 0.3)
-    polyak_update_reference_(expected, q1, 0.3)
-    torch.testing.assert_close(average, expected)
+    done = reward > 1
+    targets = (
+        (ops.categorical_target, categorical_target_reference, (mean, log_std, log_prob, 0.2, 0.99, -5.0, 5.0)),
+        (ops.truncated_quantile_target, truncated_quantile_target_reference, (noise[:, None], log_prob, 2, 0.2, 0.99)),
+    )
+    for fused, plain, arguments in targets:
+        torch.testing.assert_close(fused(reward, done, *arguments), plain(reward, done, *arguments))
+    steps = (
+        (ops.polyak_update_, polyak_update_reference_, (average, q1), {"tau": 0.3}),
+        (ops.adam_polyak_, adam_polyak_reference_, [[each] for each in (q1, q2, reward, reward.exp(), average)], ADAM),
+    )
+    for fused, plain, arguments, options in steps:
+        actual, expected = copy.deepcopy(arguments), copy.deepcopy(arguments)
+        fused(*actual, **options)
+        plain(*expected, **options)
+        torch.testing.assert_close(actual, expected)
     info = _ext.info()
     print(
         f"Python {sys.version.split()[0]}, torch {torch.__version__}: autograd in {info['autograd']}, CPU kernels "

@@ -91,15 +91,19 @@ class _GpuEngine:
     def __init__(self, settings: UpdateSettings, learners: int, memory: int, stream: int) -> None: ...
     @staticmethod
     def bytes(settings: UpdateSettings, learners: int) -> int:
-        """Return how many bytes of zeros `memory` must hold."""
+        """Return how many bytes `memory` must hold."""
 
     @property
     def counters(self) -> UpdateCounters: ...
-    def enqueue(
-        self, work: list[tuple[int, int, int, int]], next_noise: int, noise: int, metrics: int, stream: int
-    ) -> None:
-        """Queue for each learner (rows, index, steps, actor). Its actor [P] of T is read and then written; the sums of
-        the metrics [S, len(METRICS)] float64 are written."""
+    def use_stream(self, stream: int) -> None:
+        """Queue what follows there, behind what was queued elsewhere before."""
+
+    def enqueue(self, work: list[tuple[int, int, int, int, int]], next_noise: int, noise: int, metrics: int) -> None:
+        """Queue for each learner (rows, how many there are, index, steps, actor). Its actor [P] of T is read and then
+        written; the sums of the metrics [S, len(METRICS)] float64 are written."""
+
+    def is_done(self) -> bool:
+        """Say whether `collect` would not wait."""
 
     def collect(self) -> list[dict[str, Any]]:
         """Wait; return updates, fault and gradient_updates of each learner."""

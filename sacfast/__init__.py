@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SAC", "ReplayBuffer", "SACConfig", "__version__", "learn_together", "make_learner", "ops"]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULE_OF = {
     "SAC": "sacfast.trainer",

@@ -103,8 +103,17 @@ def autograd_library() -> Path | None:
     return library if wish == "" and library.exists() else None
 
 
-def cuda_reason() -> str:
-    """Say why the CUDA kernels cannot run here, or return "" when they can."""
+def has_autograd(op: str) -> bool:
+    """Return whether autograd in C++ serves an op that is also in `sacfast.ops._gradients`."""
+    library = autograd_library()
+    return library is not None and bool(ctypes.CDLL(str(library)).sacfast_has_autograd(op.encode()))
+
+
+def cuda_reason(index: int | None = None) -> str:
+    """Say why the CUDA kernels cannot run here, or return "" when they can.
+
+    `index` is that of a GPU; None: the current one.
+    """
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a CPU build"
     if cuda_library() is None:
@@ -114,11 +123,16 @@ def cuda_reason() -> str:
                 f"sacfast has kernels for CUDA {' and '.join(others)}, and torch {torch.__version__} is built for CUDA "
                 f"{torch.version.cuda}: install a torch for CUDA {others[-1]}, or build sacfast from source"
             )
-        return "sacfast was built without CUDA (no nvcc was found, or SACFAST_CUDA=0)"
+        return (
+            "sacfast was built without CUDA kernels: where nvcc is installed, build it from source "
+            "(SACFAST_CUDA=1 pip install --no-build-isolation .)"
+        )
     if not torch.cuda.is_available():
         return "no CUDA device is available"
-    if torch.cuda.get_device_capability() < OLDEST_GPU:
-        return f"{torch.cuda.get_device_name()} is older than compute capability {_dotted(OLDEST_GPU)}"
+    if index is not None and index >= torch.cuda.device_count():
+        return f"the machine has {torch.cuda.device_count()} of them"
+    if torch.cuda.get_device_capability(index) < OLDEST_GPU:
+        return f"{torch.cuda.get_device_name(index)} is older than compute capability {_dotted(OLDEST_GPU)}"
     return ""
 
 

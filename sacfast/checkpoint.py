@@ -120,6 +120,7 @@ def load(
     directory: Path | str,
     groups: Iterable[str] | None = None,
     device: torch.device | str = "cpu",
+    manifest: dict[str, Any] | None = None,
 ) -> Checkpoint:
     """Read a checkpoint after checking its schema and the sha256 of every file that is read.
 
@@ -127,13 +128,14 @@ def load(
         directory: a checkpoint written by `save`.
         groups: the groups to read; None: all.
         device: where the tensors go.
+        manifest: what `read_manifest` has returned for `directory`; None: it is read.
 
     Raises:
         CheckpointError: not a checkpoint, another schema version, a file missing, changed or of a foreign
             format, or a group that is not in it.
     """
     directory = _present(Path(directory))
-    manifest = read_manifest(directory)
+    manifest = read_manifest(directory) if manifest is None else manifest
     wanted = [name.removesuffix(_SUFFIX) for name in manifest["files"]] if groups is None else list(groups)
     tensors = {}
     for group in wanted:

@@ -100,7 +100,7 @@ class EvaluateOptions:
     """The policy's task; needed where it is module:Name-v0, which imports a module: no code is run because a file says
     so."""
     device: str = "auto"
-    """Where the policy works: "cpu", "cuda", "cuda:N", or "auto" (CUDA where there is one)."""
+    """Where the policy works: "cpu", "cuda", "cuda:N", or "auto" (CUDA where the kernels can use it)."""
     video: Path | None = None
     """An .mp4 file to film episodes to, on Gymnasium's own environment; None: none."""
     video_episodes: int = 1
@@ -134,13 +134,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     output.occupy_standard_descriptors()
-    with output.safe_standard_streams() as stdout:
-        code = _run(name, rest)
-        stdout.flush()
-        if code == 0 and stdout.failure is not None and name != "train":
-            print(f"sacfast {name}: standard output could not be written: {stdout.failure}", file=sys.stderr)
-            return FAILED
-        return code
+    try:
+        with output.safe_standard_streams() as stdout:
+            code = _run(name, rest)
+            stdout.flush()
+            if code == 0 and stdout.failure is not None and name != "train":
+                print(f"sacfast {name}: standard output could not be written: {stdout.failure}", file=sys.stderr)
+                return FAILED
+            return code
+    except KeyboardInterrupt:  # a second Ctrl-C, after the command had ended
+        return INTERRUPTED
 
 
 def _run(name: str, rest: Sequence[str]) -> int:
@@ -150,6 +153,8 @@ def _run(name: str, rest: Sequence[str]) -> int:
     if name == "--version":
         print(f"sacfast {__version__}")
         return 0
+    if name == "--print-completion":
+        return _print_completion(rest)
     if name not in COMMANDS:
         print(f"sacfast: unknown command {name!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return BAD_USAGE
@@ -292,8 +297,20 @@ def _usage() -> str:
         "usage: sacfast COMMAND [OPTIONS]\n\n"
         "Soft Actor-Critic at the speed of the machine.\n\n"
         f"commands:\n{commands}\n\n"
-        "`sacfast COMMAND --help` lists a command's options, `sacfast --version` prints the version."
+        "`sacfast COMMAND --help` lists a command's options, `sacfast --version` prints the version,\n"
+        "`sacfast --print-completion bash|zsh` what completes commands and flags in a shell."
     )
+
+
+def _print_completion(arguments: Sequence[str]) -> int:
+    from sacfast import completion
+
+    try:
+        print(completion.script(" ".join(arguments)), end="")
+    except ValueError as error:
+        print(f"sacfast: {error}", file=sys.stderr)
+        return BAD_USAGE
+    return 0
 
 
 def _train(arguments: Sequence[str]) -> int:
@@ -345,12 +362,6 @@ def _resume(arguments: Sequence[str]) -> int:
         models = [SAC.resume(run_dir, **changes) for run_dir in _run_dirs(options.resume)]
     except (TypeError, ValueError, OSError, MemoryError, RunInUseError) as error:
         raise UsageError(_one_line(error)) from error
-    there = max(model.timesteps for model in models)
-    if options.total_timesteps is not None and options.total_timesteps <= there:
-        raise UsageError(
-            f"total_timesteps: expected more than the {there} transitions that the run has, "
-            f"got {options.total_timesteps}"
-        )
     for model in models:
         steps = f", {model.environment_steps} steps of the environments made again" if model.environment_steps else ""
         print(f"{model.train_config.run_dir}: resumed after {model.timesteps} transitions{steps}")

@@ -263,7 +263,7 @@ class TrainConfig(_Config):
     seed: int = 1
     """Seed of everything random in the run, from 0."""
     device: str = "auto"
-    """Where the learner works: "cpu", "cuda", "cuda:N", or "auto" (CUDA where there is one)."""
+    """Where the learner works: "cpu", "cuda", "cuda:N", or "auto" (CUDA where the kernels can use it)."""
     backend: Backend = "fused"
     """How the update is carried out: "fused" natively, "reference" in plain PyTorch."""
     run_dir: Path | None = None

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,8 +52,8 @@ class Engine(Protocol):
         `actor` [P] has the actor's parameters: the updates start from them, and leave there what results. All are on
         the engine's device, and contiguous.
 
-        Raises FloatingPointError when a loss, a gradient or a second moment of an optimiser was not finite; the state
-        is that of before this update.
+        Raises FloatingPointError when a loss, a gradient or a second moment of an optimiser was not finite, ValueError
+        for a row number that `rows` does not have; the state is that of before this update.
         """
         ...
 
@@ -88,7 +89,7 @@ def check_device(device: torch.device, dtype: torch.dtype) -> None:
     """Raise ValueError for a device or dtype that no engine has, or that this machine lacks."""
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device: the fused backend runs on 'cpu' and 'cuda', got {str(device)!r}")
-    if device.type == "cuda" and (reason := _ext.cuda_reason()):
+    if device.type == "cuda" and (reason := _ext.cuda_reason(device.index)):
         raise ValueError(f"device: expected one that this machine has, got {str(device)!r}: {reason}")
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
@@ -183,64 +184,105 @@ class Work:
     actor: Tensor
 
 
+@dataclass
+class _Progress:
+    """What is known of one learner's updates."""
+
+    queued: int = 0  # since the GPU was last waited for
+    made: int | None = 0  # when the GPU was last waited for; None: to be asked
+    fault: str = ""  # found, and not raised yet
+
+
 class GpuEngines:
     """The engines of S learners side by side: every launch serves all of them. A learner alone is one of one.
 
-    Updates are CUDA graphs: a call queues its work behind what was queued before, and waits for nothing. So an update
-    that failed is known later. Until then every update queued behind it does nothing, and the learner's next call that
-    finds it raises what it met; the other learners go on. One thread at a time: the caller sees to it.
+    Updates are CUDA graphs: a call queues its work behind what was queued before, and waits for nothing while fewer
+    than 512 launches are ahead of the GPU. So an update that failed is known later. Until then every update queued
+    behind it does nothing, and the learner's next call that finds it raises what it met; the other learners go on. One
+    thread at a time: the caller sees to it.
     """
 
     def __init__(self, settings: _C.UpdateSettings, learners: int, device: torch.device, dtype: torch.dtype) -> None:
         """Take all memory that updates need, from torch. Raises ValueError for more learners than a call can serve."""
         self.device = device
+        self.progress = tuple(_Progress() for _ in range(learners))
+        self._is_pending = False  # work was queued since the GPU was last waited for
         engine_type = _C.GpuEngine32 if dtype == torch.float32 else _C.GpuEngine64
         with torch.cuda.device(device):
-            self._memory = torch.zeros(engine_type.bytes(settings, learners), dtype=torch.uint8, device=device)
-            self.native = engine_type(settings, learners, self._memory.data_ptr(), self._stream())
-            self._last_call = torch.cuda.Event()
-            self._last_call.record()
-        self.seats = tuple(GpuEngine(self, learner) for learner in range(learners))
+            self._memory = torch.empty(engine_type.bytes(settings, learners), dtype=torch.uint8, device=device)
+            self._stream = self._current_stream().cuda_stream
+            self._native = engine_type(settings, learners, self._memory.data_ptr(), self._stream)
+
+    @property
+    def seats(self) -> tuple[GpuEngine, ...]:
+        """The engine of each learner."""
+        # Made when asked for: engines that held them would hold themselves, and their memory until garbage is collected
+        return tuple(GpuEngine(self, learner) for learner in range(len(self.progress)))
+
+    @contextmanager
+    def native(self, learner: int = 0) -> Iterator[Any]:
+        """Give the native engine, which queues on the current stream and speaks of `learner`."""
+        with torch.cuda.device(self.device):
+            stream = self._current_stream()
+            if stream.cuda_stream != self._stream:
+                self._memory.record_stream(stream)  # torch gives it to nobody before the work there is done
+                self._native.use_stream(stream.cuda_stream)
+                self._stream = stream.cuda_stream
+            self._native.select(learner)
+            yield self._native
 
     def run(self, work: Sequence[Work | None], next_noise: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """Queue each learner's work (None: nothing); return the sums of the metrics [S, len(METRICS)].
 
-        The result and the actors are there in the order of the current stream.
+        The result and the actors are there in the order of the current stream. Raises RuntimeError when the GPU refuses
+        some of the work: the updates queued before that count.
         """
-        with torch.cuda.device(self.device):
-            for seat in self.seats:
-                seat.known_updates()
-            torch.cuda.current_stream().wait_event(self._last_call)  # the call before may lie on another one
+        for learner in range(len(self.progress)):
+            self.known_updates(learner)
+        with self.native() as native:
             metrics = torch.empty(len(work), len(METRICS), dtype=torch.float64, device=self.device)
-            self.native.enqueue(
-                work=[(0, 0, 0, 0) if each is None else _addresses(each) for each in work],
+            self._is_pending = True
+            native.enqueue(
+                work=[(0, 0, 0, 0, 0) if each is None else _addresses(each) for each in work],
                 next_noise=0 if next_noise is None else next_noise.data_ptr(),
                 noise=0 if noise is None else noise.data_ptr(),
                 metrics=metrics.data_ptr(),
-                stream=self._stream(),
             )
-            self._last_call.record()
-            for seat, each in zip(self.seats, work, strict=True):
-                seat.queued += 0 if each is None else len(each.index)
+        for mine, each in zip(self.progress, work, strict=True):
+            mine.queued += 0 if each is None else len(each.index)
         return metrics
+
+    def known_updates(self, learner: int) -> int:
+        """Return the updates made when the GPU was last waited for."""
+        mine = self.progress[learner]
+        # Asked while nothing is queued: `GpuEngine.counters` has waited, and `run` asks before it queues.
+        if mine.made is None:
+            with self.native(learner) as native:
+                mine.made = int(native.counters.gradient_updates)
+        return mine.made
 
     def look(self) -> None:
         """Take note of what came of the work that was queued, if it is done; wait for nothing."""
-        with torch.cuda.device(self.device):
-            if self._last_call.query():
-                self.wait()
+        if not self._is_pending:
+            return
+        with self.native() as native:
+            is_done = native.is_done()
+        if is_done:
+            self.wait()
 
     def wait(self) -> None:
         """Wait for the GPU, and take note of what came of the work."""
-        if not any(seat.queued for seat in self.seats):
+        if not self._is_pending:
             return
-        with torch.cuda.device(self.device):
-            outcomes = self.native.collect()
-        for seat, outcome in zip(self.seats, outcomes, strict=True):
-            seat.note(outcome)
+        with self.native() as native:
+            outcomes = native.collect()
+        self._is_pending = False
+        for mine, outcome in zip(self.progress, outcomes, strict=True):
+            mine.made, mine.queued = outcome["gradient_updates"], 0
+            mine.fault = mine.fault or outcome["fault"]
 
-    def _stream(self) -> int:
-        return int(torch.cuda.current_stream(self.device).cuda_stream)
+    def _current_stream(self) -> torch.cuda.Stream:
+        return torch.cuda.current_stream(self.device)
 
 
 class GpuEngine:
@@ -249,23 +291,21 @@ class GpuEngine:
     def __init__(self, engines: GpuEngines, learner: int) -> None:
         """Speak for learner number `learner`."""
         self.engines = engines
-        self.queued = 0  # updates, since the GPU was last waited for
         self._learner = learner
-        self._made: int | None = 0  # updates, when the GPU was last waited for; None: to be asked
-        self._fault = ""  # found, and not raised yet
 
     @property
     def counters(self) -> _C.UpdateCounters:
         """See `Engine`; waits for the GPU."""
         self.engines.wait()
-        self._made = None
-        self.engines.native.select(self._learner)
-        return self.engines.native.counters
+        self.engines.progress[self._learner].made = None
+        with self.engines.native(self._learner) as native:
+            counters: _C.UpdateCounters = native.counters
+        return counters
 
     @property
     def gradient_updates(self) -> int:
         """See `Engine`. Those that a failed update keeps from being made count until the failure is known."""
-        return self.known_updates() + self.queued
+        return self.engines.known_updates(self._learner) + self.engines.progress[self._learner].queued
 
     def run(
         self, rows: Tensor, index: Tensor, next_noise: Tensor | None, noise: Tensor | None, actor: Tensor, sums: Tensor
@@ -273,7 +313,7 @@ class GpuEngine:
         """See `Engine` and `GpuEngines.run`; the other learners do nothing."""
         self.engines.look()
         self.check()
-        work: list[Work | None] = [None] * len(self.engines.seats)
+        work: list[Work | None] = [None] * len(self.engines.progress)
         work[self._learner] = Work(rows, index, actor)
         sums += self.engines.run(work, next_noise, noise)[self._learner]
 
@@ -282,43 +322,32 @@ class GpuEngine:
         self.write("actor", "parameters", actor)
 
     def check(self) -> None:
-        """Raise what a failed update has met, if one is known to have failed."""
-        if self._fault:
-            fault, self._fault = self._fault, ""
-            raise FloatingPointError(fault_message(fault, self.gradient_updates))
+        """Raise what a failed update has met, if one is known to have failed.
+
+        That is FloatingPointError, or ValueError for a row number that the replay buffer has no row for.
+        """
+        mine = self.engines.progress[self._learner]
+        if mine.fault:
+            fault, mine.fault = mine.fault, ""
+            kind = ValueError if fault.startswith("index:") else FloatingPointError
+            raise kind(fault_message(fault, self.gradient_updates))
 
     def wait(self) -> None:
         """Wait for the GPU, and raise what a failed update has met."""
         self.engines.wait()
         self.check()
 
-    def note(self, outcome: Mapping[str, Any]) -> None:
-        """Take note of what came of the work that was queued."""
-        self._made, self.queued = outcome["gradient_updates"], 0
-        self._fault = self._fault or outcome["fault"]
-
-    def known_updates(self) -> int:
-        """Return the updates made when the GPU was last waited for."""
-        # Asked while nothing is queued: `counters` has waited, and `GpuEngines.run` asks before it queues.
-        if self._made is None:
-            self.engines.native.select(self._learner)
-            self._made = int(self.engines.native.counters.gradient_updates)
-        return self._made
-
     def read(self, network: str, part: str, into: Tensor) -> None:
         """See `Engine`; waits for the GPU."""
         self.engines.wait()
-        with torch.cuda.device(self.engines.device):
-            self.engines.native.select(self._learner)
-            self.engines.native.read(network, part, into.data_ptr())
+        with self.engines.native(self._learner) as native:
+            native.read(network, part, into.data_ptr())
 
     def write(self, network: str, part: str, values: Tensor) -> None:
         """See `Engine`; waits for the GPU."""
         self.engines.wait()
-        with torch.cuda.device(self.engines.device):
-            torch.cuda.current_stream().synchronize()  # which may still be at work on the values
-            self.engines.native.select(self._learner)
-            self.engines.native.write(network, part, values.data_ptr())
+        with self.engines.native(self._learner) as native:
+            native.write(network, part, values.data_ptr())
 
     def profile(self) -> list[tuple[str, float, float]]:
         """Raise RuntimeError: the phases of a graph are not timed one by one."""
@@ -329,13 +358,14 @@ class GpuEngine:
         return 1
 
 
-def _addresses(work: Work) -> tuple[int, int, int, int]:
-    return work.rows.data_ptr(), work.index.data_ptr(), len(work.index), work.actor.data_ptr()
+def _addresses(work: Work) -> tuple[int, int, int, int, int]:
+    return work.rows.data_ptr(), len(work.rows), work.index.data_ptr(), len(work.index), work.actor.data_ptr()
 
 
 def fault_message(fault: str, updates: int, detail: str = "") -> str:
     """Return the message for `fault`, met by the update after `updates` whole ones."""
-    return f"update {updates + 1}: {fault} is not finite{detail}; the learner is as it was after update {updates}"
+    met = fault if fault.startswith("index:") else f"{fault} is not finite{detail}"
+    return f"update {updates + 1}: {met}; the learner is as it was after update {updates}"
 
 
 def usable_cores() -> int:

@@ -913,13 +913,19 @@ def _warn_of_statistics(env_id: str, names: tuple[str, ...]) -> None:
     )
 
 
-def _check_registered(env_id: str) -> None:
-    """Refuse a task that no installed library knows, with the closest names there are."""
+def is_registered(env_id: str) -> bool:
+    """Tell whether Gymnasium has a task. "module:Name-v0" imports the module first, which then registers the task."""
     module, _, name = env_id.rpartition(":")
     if module:
         importlib.import_module(module)
-    if name in gymnasium.registry:
+    return name in gymnasium.registry
+
+
+def _check_registered(env_id: str) -> None:
+    """Refuse a task that no installed library knows, with the closest names there are."""
+    if is_registered(env_id):
         return
+    name = env_id.rpartition(":")[2]
     close = difflib.get_close_matches(name, {*_envpool_tasks(), *gymnasium.registry}, n=3)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
     if find_envpool() is not None:

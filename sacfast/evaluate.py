@@ -8,10 +8,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import gymnasium
 import numpy as np
 
-from sacfast.envs import EnvSpec, GymnasiumVectorEnv, ImageArray, Source, environment_seeds, make_env
+from sacfast.envs import EnvSpec, GymnasiumVectorEnv, ImageArray, Source, environment_seeds, is_registered, make_env
 from sacfast.scalars import as_int
 from sacfast.types import FloatArray, IntArray
 
@@ -159,7 +158,7 @@ def import_imageio() -> Any:
 
 def _rendered_env(spec: EnvSpec, seed: int) -> GymnasiumVectorEnv:
     """Make the one environment that is filmed, and check that it is the task of `spec`."""
-    if spec.env_id.rpartition(":")[2] not in gymnasium.registry:
+    if not is_registered(spec.env_id):
         raise ValueError(f"video: expected a task that Gymnasium has, for EnvPool cannot render; got {spec.env_id!r}")
     if "DISPLAY" not in os.environ:  # which MuJoCo's default, and pygame's, need
         os.environ.setdefault("MUJOCO_GL", "egl")

@@ -40,8 +40,8 @@ INDEX_WORDS_PER_CALL = 2**22
 SECONDS_PER_CALL = 0.05
 """How long a native call on the CPU is to take, if it is more than one update: signals are heeded between calls."""
 
-QUEUED_PER_CALL = 1024
-"""Most updates that a call queues on a GPU."""
+QUEUED_PER_CALL = 128
+"""Most updates that a native call queues on a GPU: signals are heeded between calls."""
 
 _SAME_NAME = (
     *("observation_dim", "action_dim", "batch_size", "gamma", "reward_scale", "target_entropy"),
@@ -70,8 +70,10 @@ class FusedLearner:
 
     It belongs to the process that made it, and is updated by one thread at a time.
 
-    On a GPU `update` queues its work and returns. A failed update is reported by a later call, or by `wait`; the
-    updates queued behind it have then not been made.
+    On a GPU `update` queues its work and returns; when 512 launches are ahead of the GPU it waits. A failed update is
+    reported by a later call, or by `wait`, and so is ValueError for a row number that the replay buffer has no row for;
+    the updates queued behind it have then not been made. RuntimeError says at once what the GPU refuses; the updates
+    queued before that have been made.
     """
 
     def __init__(

@@ -20,6 +20,9 @@ EAGER_CALLS = 3
 first, and an evaluation whose episodes end one by one has many numbers of rows."""
 
 
+MOST_GRAPHS = 16
+"""CUDA graphs that a policy records. Each holds memory for its number of rows; further numbers are acted on eagerly."""
+
 NATIVE_ROWS = 64
 """Most rows for which acting is one native call on the CPU; with more of them torch's products are faster."""
 
@@ -74,6 +77,7 @@ class Policy:
         outputs = actor.action_dim if deterministic else 2 * actor.action_dim
         self._head = weight[:, :outputs], bias[:outputs]
         self._graphs: dict[int, _ActingGraph] = {}  # by number of rows
+        self._recorder: _Recorder | None = None
         self._eager_calls: Counter[int] = Counter()
 
     def act(self, observation: FloatArray) -> FloatArray:
@@ -103,10 +107,13 @@ class Policy:
         with torch.cuda.device(self._device):
             if rows not in self._graphs:
                 x = torch.from_numpy(observation).to(self._device)
-                if rows == 0 or self._eager_calls[rows] < EAGER_CALLS:
-                    self._eager_calls[rows] += 1
+                is_new = rows == 0 or self._eager_calls[rows] < EAGER_CALLS
+                if is_new or len(self._graphs) == MOST_GRAPHS:
+                    self._eager_calls[rows] += is_new
                     return self._act(x).cpu().numpy()
-                self._graphs[rows] = _ActingGraph(self._act, x, self._generator)
+                self._recorder = self._recorder or _Recorder(self._device)
+                generator = self._generator if self._exploration_noise else None
+                self._graphs[rows] = _ActingGraph(self._act, x, generator, self._recorder)
             return self._graphs[rows].act(observation)
 
     def _act(self, x: Tensor) -> Tensor:
@@ -157,23 +164,45 @@ class Policy:
         self._noise_state.copy_(state["noise_state"])
 
 
+class _Recorder:
+    """What all graphs of a policy share: a stream to record on, with one workspace of cuBLAS, and their memory.
+
+    No graph of a policy runs while another one does, so what one leaves in their memory the next may overwrite.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
+
+
 class _ActingGraph:
     """Acting for a fixed number of rows on a GPU, recorded as a CUDA graph: one launch between two copies.
 
     A graph replays fixed work on fixed memory; what goes in and comes out passes through pinned memory.
     """
 
-    def __init__(self, act: Callable[[Tensor], Tensor], observation: Tensor, generator: torch.Generator) -> None:
-        """Record `act` for observations of this shape [n, O]. It must have run before: libraries are set up then."""
+    def __init__(
+        self,
+        act: Callable[[Tensor], Tensor],
+        observation: Tensor,
+        generator: torch.Generator | None,
+        recorder: _Recorder,
+    ) -> None:
+        """Record `act` for observations of this shape [n, O]. It must have run before: libraries are set up then.
+
+        `generator` is the one that `act` draws from, if it draws from one: a replay then costs two more copies.
+        """
         self._device = observation.device
         self._observation = torch.empty_like(observation)
         self._graph = torch.cuda.CUDAGraph()
-        self._graph.register_generator_state(generator)
-        stream = torch.cuda.Stream(self._device)
-        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+        if generator is not None:
+            self._graph.register_generator_state(generator)
+        with torch.cuda.graph(
+            self._graph, pool=recorder.pool, stream=recorder.stream, capture_error_mode="thread_local"
+        ):
             self._action = act(self._observation)
-        self._host_observation = torch.empty(self._observation.shape, pin_memory=True)
-        self._host_action = torch.empty(self._action.shape, pin_memory=True)
+        self._host_observation = _pinned(self._observation)
+        self._host_action = _pinned(self._action)
 
     def act(self, observation: FloatArray) -> FloatArray:
         """Map observation [n, O] to a new array of actions [n, A]."""
@@ -184,6 +213,10 @@ class _ActingGraph:
         torch.cuda.current_stream(self._device).synchronize()
         action: FloatArray = self._host_action.numpy().copy()
         return action
+
+
+def _pinned(like: Tensor) -> Tensor:
+    return torch.empty(like.shape, pin_memory=True)
 
 
 def _layout(state: Mapping[str, Tensor]) -> dict[str, str]:

@@ -450,7 +450,8 @@ class _CapturedUpdate:
         graph = torch.cuda.CUDAGraph()
         if isinstance(self._learner._generator, torch.Generator):
             graph.register_generator_state(self._learner._generator)
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        # Other threads may allocate meanwhile: what they do is not recorded here, and spoils nothing.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             self._work(move_target)
         return graph
 

@@ -19,7 +19,7 @@ from sacfast.types import FloatArray
 
 _LOG = output.logger(__name__)
 
-PROGRESS_AFTER_SECONDS = 2.0
+BAR_AFTER_SECONDS = 2.0
 """How long `Rollout.restep` works before it shows a progress bar."""
 
 
@@ -83,13 +83,13 @@ class Rollout:
         assert self._actions is not None, "the actions were not kept"
         shape = (-1, self._env.num_envs, self._env.spec.action_dim)
         actions = np.frombuffer(self._actions, np.float32).reshape(shape).copy()
-        return {"actions": torch.from_numpy(actions), "steps": torch.tensor(self.steps), **self._position()}
+        return {"actions": torch.from_numpy(actions), "steps": torch.tensor(self.steps), **self._comparable_state()}
 
-    def restep(self, state: Mapping[str, torch.Tensor], progress: bool = False) -> bool:
+    def restep(self, state: Mapping[str, torch.Tensor], show_bar: bool = False) -> bool:
         """Send the actions of a `state_dict`, right after the reset; return whether that has led to its state.
 
         What the steps yield is dropped. After False the environments are of no more use: they do not repeat
-        themselves, or one has failed, which a warning says. `progress`: whether a bar shows how far it is, if it takes
+        themselves, or one has failed, which a warning says. `show_bar`: whether a progress bar is shown, if it takes
         long.
 
         Raises:
@@ -103,13 +103,13 @@ class Rollout:
                 actions[:steps],
                 "environments",
                 unit="step",
-                delay=PROGRESS_AFTER_SECONDS,
-                disable=not progress,
+                delay=BAR_AFTER_SECONDS,
+                disable=not show_bar,
                 file=output.progress_stream(),
             ):
                 self.send(action)
                 self.recv()
-            reached = self._position()
+            reached = self._comparable_state()
             if not all(torch.equal(reached[name], state[name]) for name in reached):
                 return False
             for action in actions[steps:]:
@@ -119,7 +119,7 @@ class Rollout:
             return False
         return True
 
-    def _position(self) -> dict[str, torch.Tensor]:
+    def _comparable_state(self) -> dict[str, torch.Tensor]:
         """Return what shows where the environments are."""
         return_, length = self._env.running_episodes()
         return {

@@ -160,15 +160,15 @@ def check_run_manifest(manifest: Mapping[str, Any], config: Mapping[str, Any] | 
 
 
 def _differences(
-    now: Mapping[str, Any], saved: Mapping[str, Any], meant: Mapping[str, Any], always: tuple[str, ...]
+    now: Mapping[str, Any], then: Mapping[str, Any], meant: Mapping[str, Any], always: tuple[str, ...]
 ) -> Iterator[str]:
     """Yield where a checkpoint differs from config.json, in what must `always` be the same and in what it lacks.
 
-    `meant` is `saved` with the default of every setting that it lacks, as a checkpoint does that is older than the
+    `meant` is `then` with the default of every setting that it lacks, as a checkpoint does that is older than the
     setting. The other settings may have been changed since, by a resume.
     """
     for name in meant:
-        if name in now and (name in always or name not in saved) and now[name] != meant[name]:
+        if name in now and (name in always or name not in then) and now[name] != meant[name]:
             yield f"{name} is {now[name]!r}, of the checkpoint {meant[name]!r}"
 
 

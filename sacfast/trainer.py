@@ -15,7 +15,7 @@ limit, and their return is not counted.
 At any other moment, when a signal or a callback stops the run or it has its `total_timesteps`, the environments stay
 open, and the checkpoint holds the actions that were sent to them since they were opened. A resumed run opens fresh
 ones from the same seeds and steps them with these actions. A stop may come in the middle of the loop's body; the counts
-in `_Progress` then tell what is left of it, so that actions, updates and evaluations keep their order.
+in `_Counts` then tell what is left of it, so that actions, updates and evaluations keep their order.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from collections import deque
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, Protocol, Self
@@ -40,7 +41,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from sacfast import checkpoint, output, saved
+from sacfast import _ext, checkpoint, output, saved
 from sacfast.callbacks import Callback, as_callbacks, asks_to_stop, overriding
 from sacfast.config import STABLE_BASELINES3, SACConfig, TrainConfig
 from sacfast.devices import with_index
@@ -171,7 +172,8 @@ class SAC:
 
         Raises:
             TypeError: a field has a value of a wrong type.
-            ValueError: `seed` is given, or a field is unknown or has a value out of range or not for this machine.
+            ValueError: `seed` is given, or a field is unknown or has a value out of range or not for this machine, or
+                the run has all of the `total_timesteps` that are given.
             CheckpointError: no checkpoint is sound, of this run and its task, and whole with its replay buffer; or
                 there is none, and other files say that there was one.
             ImportError: a package that the run needs is not installed: EnvPool, where it was begun with it.
@@ -186,12 +188,10 @@ class SAC:
         saved.check_is_run(run_dir)
         lock = RunLock(run_dir)
         with lock.reading():
-            model = cls._take_up(run_dir, fields)
-        model._lock = lock
-        return model
+            return cls._take_up(run_dir, fields, lock)
 
     @classmethod
-    def _take_up(cls, run_dir: Path, fields: Mapping[str, Any]) -> Self:
+    def _take_up(cls, run_dir: Path, fields: Mapping[str, Any], lock: RunLock) -> Self:
         """Build the model of a run's newest sound checkpoint, or that of its start where there is none yet."""
         config = _config_of_run(run_dir)
         if config is not None and isinstance(config["train"].get("env_id"), str):
@@ -199,18 +199,25 @@ class SAC:
         if config is not None:
             resolve_device(fields.get("device", saved.config_of(CONFIG_FILE, TrainConfig, config["train"]).device))
         if not saved.has_no_checkpoint(run_dir):
-            model, position, manifest = checkpoint.take(
-                run_dir, lambda path: cls._restore(path, config, fields), follow_links=False
+            model, environments, manifest = checkpoint.take(
+                run_dir, lambda path: cls._restore(path, config, fields, lock), follow_links=False
             )
+            if fields.get("total_timesteps", math.inf) <= model.timesteps:
+                model._close_env()
+                raise ValueError(
+                    f"total_timesteps: expected more than the {model.timesteps} transitions that the run has, got "
+                    f"{fields['total_timesteps']}"
+                )
             # Not before the checkpoint is taken: that an environment fails on the way is no fault of the checkpoint.
-            model._reopen_env(position, manifest["train"])
+            model._reopen_env(environments, manifest["train"])
             _warn_of_changes({**manifest["versions"], "torch threads": manifest["torch_threads"]}, model._conditions())
             return model
         if config is None:
             raise checkpoint.CheckpointError(f"{run_dir}: expected a run directory with {CONFIG_FILE}, found none")
         own = saved.config_of(CONFIG_FILE, TrainConfig, config["train"])
         train = TrainConfig.from_dict({**config["train"], **fields, "overwrite": True})
-        model = cls.from_config(train, saved.config_of(CONFIG_FILE, SACConfig, config["sac"]))
+        model = cls.__new__(cls)
+        model._build(train, saved.config_of(CONFIG_FILE, SACConfig, config["sac"]), lock=lock)
         every = _checkpoint_every(own, model.spec)
         # A line of metrics and the best policy are written before the first checkpoint, at the same step. That step
         # can be up to num_envs - 1 transitions past the mark.
@@ -220,7 +227,7 @@ class SAC:
 
     @classmethod
     def _restore(
-        cls, path: Path, config: Mapping[str, Any] | None, fields: Mapping[str, Any]
+        cls, path: Path, config: Mapping[str, Any] | None, fields: Mapping[str, Any], lock: RunLock
     ) -> tuple[Self, Mapping[str, torch.Tensor] | None, dict[str, Any]]:
         """Build the model of a run's checkpoint. Whatever is wrong with the checkpoint is an error of some type.
 
@@ -230,13 +237,13 @@ class SAC:
         manifest = checkpoint.read_manifest(path)
         saved.check_run_manifest(manifest, config)
         present = checkpoint.held(manifest, (ENVIRONMENTS,))
-        tensors, manifest = checkpoint.load(path, groups=("learner", "policy", "replay", *present))
+        tensors, _ = checkpoint.load(path, groups=("learner", "policy", "replay", *present), manifest=manifest)
         train, sac, spec = saved.settings_of(manifest)
         saved.check_task_is_known(train.env_id, fields.get("env_id"))
-        progress = _Progress.from_json(manifest["progress"], manifest["schema_version"])
-        if not progress.timesteps == manifest["timesteps"] == checkpoint.step_of(path):
+        counts = _Counts.from_json(manifest["progress"], manifest["schema_version"])
+        if not counts.timesteps == manifest["timesteps"] == checkpoint.step_of(path):
             raise checkpoint.CheckpointError(
-                f"timesteps: expected {checkpoint.step_of(path)}, by the checkpoint's name, got {progress.timesteps} "
+                f"timesteps: expected {checkpoint.step_of(path)}, by the checkpoint's name, got {counts.timesteps} "
                 f"in 'progress' and {manifest['timesteps']}"
             )
         saved.check_learner(tensors["learner"], spec, sac)
@@ -246,7 +253,7 @@ class SAC:
         if config is not None:  # which has the length that the run was last given
             settings["total_timesteps"] = config["train"].get("total_timesteps", train.total_timesteps)
         model = cls.__new__(cls)
-        model._build(TrainConfig.from_dict({**settings, **fields}), sac, spec, progress, resumed=True)
+        model._build(TrainConfig.from_dict({**settings, **fields}), sac, spec, counts, resumed=True, lock=lock)
         model.loaded_from = path
         parts: dict[str, _Stateful] = {"learner": model.learner, "policy": model.policy, "replay": model.replay}
         for group, part in parts.items():
@@ -254,33 +261,33 @@ class SAC:
         model._check_counts()
         model._updates_seen = model.learner.gradient_updates
         saved.restore_stream(model._exploration, manifest["exploration"])
-        model._saved = model._position()
+        model._saved_fingerprint = model._fingerprint()
         model._open_env()  # which tells whether the task is still the same
         return model, tensors.get(ENVIRONMENTS), manifest
 
     def _check_counts(self) -> None:
         """Raise CheckpointError unless a checkpoint's transitions and updates belong together."""
-        progress, names = self._progress, metric_names(self.config)
-        made, due = self.learner.gradient_updates - progress.first_update, self._schedule.due(progress.collected)
+        counts, names = self._counts, metric_names(self.config)
+        made, due = self.learner.gradient_updates - counts.first_update, self._schedule.due(counts.collected)
         if not 0 <= made <= due:
             raise checkpoint.CheckpointError(
-                f"gradient_updates: expected at most {due} after the first {progress.first_update}, got {made}"
+                f"gradient_updates: expected at most {due} after the first {counts.first_update}, got {made}"
             )
-        if progress.update_metrics is not None:
-            found = progress.update_metrics.to_dict()
+        if counts.update_metrics is not None:
+            found = counts.update_metrics.to_dict()
             if set(found) != set(names):
                 raise checkpoint.CheckpointError(
                     f"progress: update_metrics: expected {sorted(names)}, got {sorted(found)}"
                 )
             values = torch.tensor([found[name] for name in names], dtype=torch.float64)
-            progress.update_metrics = Metrics(names, values)
+            counts.update_metrics = Metrics(names, values)
 
     def _leave_out_updates_of_others(self) -> None:
         """Count the updates that the learner made outside of `learn`, or that a loaded state had, as none of the run's.
 
         Else the run would make none until as many were due.
         """
-        self._progress.first_update += self.learner.gradient_updates - self._updates_seen
+        self._counts.first_update += self.learner.gradient_updates - self._updates_seen
         self._updates_seen = self.learner.gradient_updates
 
     def learn(self, total_timesteps: int | None = None, callbacks: Callback | Sequence[Callback] = ()) -> Self:
@@ -425,7 +432,7 @@ class SAC:
             TrainConfig.from_dict({**train.to_dict(), **machine, **fields}),
             sac,
             spec=spec,
-            progress=_Progress.after(manifest["timesteps"], manifest["wall_seconds"]),
+            counts=_Counts.after(manifest["timesteps"], manifest["wall_seconds"]),
         )
         model.loaded_from = path
         model._named_task = fields.get("env_id")
@@ -436,12 +443,12 @@ class SAC:
     @property
     def timesteps(self) -> int:
         """Transitions that this model has collected."""
-        return self._progress.timesteps
+        return self._counts.timesteps
 
     @property
     def wall_seconds(self) -> float:
         """Seconds that `learn` has taken, evaluations and checkpoints included."""
-        return self._progress.wall_seconds
+        return self._counts.wall_seconds
 
     @property
     def environment_steps(self) -> int:
@@ -471,17 +478,21 @@ class SAC:
         train: TrainConfig,
         config: SACConfig,
         spec: EnvSpec | None = None,
-        progress: _Progress | None = None,
+        counts: _Counts | None = None,
         resumed: bool = False,
+        lock: RunLock | None = None,
     ) -> None:
-        """Set up all parts; with a `spec`, of a checkpoint, environments and replay only when `learn` needs them."""
+        """Set up all parts; with a `spec`, of a checkpoint, environments and replay only when `learn` needs them.
+
+        `lock`: the run directory's, where it is held already.
+        """
         self.train_config, self.config = train, config
         self._named_task: str | None = train.env_id  # by the user; None: a file alone says it
         self.device = resolve_device(train.device)
-        self._progress = progress or _Progress()
+        self._counts = counts or _Counts()
         self._resumed = resumed
         self._updates_seen = 0  # of the learner, when `learn` last ended
-        self._saved: tuple[int, ...] | None = None  # `_position` at the run's newest checkpoint
+        self._saved_fingerprint: tuple[int, ...] | None = None  # at the run's newest checkpoint
         self._latest: Transition | None = None  # of the step before; stored while the environments work on the next
         if train.run_dir is not None and not resumed:
             check_run_dir(train.run_dir, train.overwrite)
@@ -494,7 +505,7 @@ class SAC:
         self._exploration = np.random.default_rng(self._seeds["exploration"])
         self._rollout = self._replay = self._logger = None
         self.loaded_from = None
-        self._lock = None if train.run_dir is None else RunLock(train.run_dir)
+        self._lock = RunLock(train.run_dir) if lock is None and train.run_dir is not None else lock
         self.summary: dict[str, Any] | None = None
         self._schedule = UpdateSchedule(config.utd_ratio, config.learning_starts)
         if spec is None:
@@ -533,7 +544,7 @@ class SAC:
             env = make_env(
                 train.env_id,
                 train.num_envs,
-                environment_seeds(train.seed, train.num_envs, generation=self._progress.env_generation),
+                environment_seeds(train.seed, train.num_envs, generation=self._counts.env_generation),
                 batch_size=train.env_batch_size,
                 num_threads=train.env_threads,
                 source=None if before is None else before.source,
@@ -551,21 +562,21 @@ class SAC:
         if self._rollout is not None:
             self._rollout.close()
             if not self._rollout.is_fresh:
-                self._progress.env_generation += 1
+                self._counts.env_generation += 1
             self._rollout = None
 
-    def _reopen_env(self, position: Mapping[str, torch.Tensor] | None, was: Mapping[str, Any]) -> None:
+    def _reopen_env(self, environments: Mapping[str, torch.Tensor] | None, was: Mapping[str, Any]) -> None:
         """Open the environments of a resumed run, and step them to where they were if the checkpoint tells how.
 
-        `position`: the checkpoint's group `ENVIRONMENTS`; `was`: the settings that the run had.
+        `environments`: the checkpoint's group `ENVIRONMENTS`; `was`: the settings that the run had.
         """
         train = self.train_config.to_dict()
         was = {name: was.get(name, train[name]) for name in ("num_envs", "env_batch_size")}
         changed = [name for name in was if train[name] != was[name]]
         fresh = "the run goes on with fresh environments, not bit for bit"
         rollout = self._open_env()
-        if position is not None and not changed:
-            if rollout.restep(position, train["progress"]):
+        if environments is not None and not changed:
+            if rollout.restep(environments, train["progress"]):
                 return
             _LOG.warning("%s: the environments do not repeat themselves: %s", train["env_id"], fresh)
         elif changed:
@@ -573,7 +584,7 @@ class SAC:
             _LOG.warning("%s: %s", "; ".join(changes), fresh)
         elif train["env_batch_size"] not in (None, train["num_envs"]):
             _LOG.warning("env_batch_size: which of the environments answer first is chance: %s", fresh)
-        if position is not None:
+        if environments is not None:
             self._close_env()
             self._open_env()
 
@@ -583,11 +594,11 @@ class SAC:
             self._lock.acquire()
         if self._logger is None:
             train = self.train_config
-            step = self._progress.reported if self._resumed else None
+            step = self._counts.reported if self._resumed else None
             self._logger = MetricsLogger(train.run_dir, train.overwrite, train.tensorboard, train.wandb, step)
             if self._resumed and train.run_dir is not None:
                 checkpoint.tidy(train.run_dir / CHECKPOINTS, self.timesteps)
-        self._logger.take_back(self._progress.reported)
+        self._logger.take_back(self._counts.reported)
         return self._logger
 
     def _end_of_learn(self) -> None:
@@ -607,7 +618,7 @@ class SAC:
 
         Yields how many gradient updates are to be made now, at least once a step, and is sent their metrics.
         """
-        if self.loaded_from is not None and not self._resumed and self._saved is None:
+        if self.loaded_from is not None and not self._resumed and self._saved_fingerprint is None:
             self._try_checkpoint(run, regular=False)  # what was loaded is nowhere else in the run directory
         while True:
             if run.has_event or run.lacks_last_report:
@@ -649,12 +660,12 @@ class SAC:
 
     def _receive(self, run: _Run) -> None:
         """Take in the step that is under way."""
-        progress = self._progress
+        counts = self._counts
         transition, _, _, episodes = self._open_env().recv()
-        self._latest = _first_rows(transition, run.last - progress.timesteps)
+        self._latest = _first_rows(transition, run.last - counts.timesteps)
         count = len(self._latest.reward)
-        progress.collected += count
-        progress.timesteps += count
+        counts.collected += count
+        counts.timesteps += count
         if count < len(transition.reward) and self.train_config.run_dir is not None:
             self._close_env()  # these environments have made transitions that the run does not have
         run.count(self._latest, episodes)
@@ -666,14 +677,14 @@ class SAC:
 
     def _choose_action(self, observation: FloatArray) -> FloatArray:
         """Uniformly random actions before learning starts, then the policy's; [n, A] in [-1, 1]."""
-        if self._progress.collected < self.config.learning_starts and self.learner.gradient_updates == 0:
+        if self._counts.collected < self.config.learning_starts and self.learner.gradient_updates == 0:
             shape = (len(observation), self.spec.action_dim)
             return self._exploration.random(shape, dtype=np.float32) * np.float32(2) - np.float32(1)
         return self.policy.act(observation)
 
     def _update(self, run: _Run) -> Generator[int, Metrics | None, None]:
         """Ask for the gradient updates that are due, once the replay buffer can fill a minibatch."""
-        progress, learner = self._progress, self.learner
+        counts, learner = self._counts, self.learner
         steps = self._updates_due(run)
         if not steps:
             yield 0
@@ -682,17 +693,27 @@ class SAC:
             metrics = yield steps
             assert metrics is not None, "updates were asked for"
             if made := learner.gradient_updates - before:  # none, or fewer than asked for: a signal came
-                progress.take(metrics, made, steps)
+                counts.add_updates(metrics, made, steps)
                 run.updated(metrics)
             steps = self._updates_due(run)
 
     def _updates_due(self, run: _Run) -> int:
         """Return the updates of the next call of the learner; the rest of one that was cut is a call of its own."""
-        progress = self._progress
+        counts = self._counts
         if len(self.replay) < self.config.batch_size:
             return 0
-        due = self._schedule.due(progress.collected) - (self.learner.gradient_updates - progress.first_update)
-        return max(0, min(due, run.updates_per_call, progress.updates_cut or due))
+        due = self._schedule.due(counts.collected) - (self.learner.gradient_updates - counts.first_update)
+        return max(0, min(due, run.updates_per_call, counts.updates_cut or due))
+
+    def _action_bytes(self, last: int) -> int:
+        """Return what the actions take that a run up to `last` transitions keeps: twice, for a checkpoint copies them.
+
+        They are dropped at every regular checkpoint.
+        """
+        if self.train_config.run_dir is None:
+            return 0
+        kept = min(last - self.timesteps, self.checkpoint_every or math.inf)
+        return 2 * 4 * int(kept) * self.spec.action_dim
 
     def _checkpoint(self, run: _Run, regular: bool) -> None:
         """Write the run's checkpoint, with all that `resume` needs, and remove those that are too many.
@@ -702,7 +723,7 @@ class SAC:
         step its own to where they are.
         """
         if regular:
-            self._progress.checkpointed = self.timesteps
+            self._counts.checkpointed = self.timesteps
             run.plan_checkpoint()
         path = run.logger.checkpoint_path(self.timesteps)
         if path is None:
@@ -711,9 +732,9 @@ class SAC:
         rollout = self._rollout
         if regular or rollout is None or rollout.is_fresh or not rollout.is_repeatable:
             self._close_env()
-        if self._saved == self._position():
+        if self._saved_fingerprint == self._fingerprint():
             return
-        self._progress.wall_seconds = run.seconds()
+        self._counts.wall_seconds = run.seconds()
         groups: dict[str, Mapping[str, torch.Tensor]] = {"policy": self.policy.state_dict()}
         if self.train_config.checkpoint_replay:
             groups["replay"] = self.replay.state_dict()
@@ -721,19 +742,19 @@ class SAC:
             groups[ENVIRONMENTS] = self._rollout.state_dict()
         manifest = {
             "train": run.train_config.to_dict(),
-            "progress": self._progress.to_json(),
+            "progress": self._counts.to_json(),
             "exploration": self._exploration.bit_generator.state,
             "torch_threads": self._update_threads,
         }
         self._save(path, groups, manifest)
-        self._saved = self._position()
+        self._saved_fingerprint = self._fingerprint()
         checkpoint.keep_newest(path.parent, self.train_config.keep_checkpoints)
 
-    def _position(self) -> tuple[int, ...]:
-        """Return what changes with all that a run, or its user, does: two checkpoints of one position are the same."""
-        progress, actor = self._progress, self.learner.actor.flat.detach().cpu().numpy()
-        counts = progress.timesteps, progress.reported, progress.checkpointed, len(self.replay)
-        return *counts, self.learner.gradient_updates, zlib.crc32(actor.tobytes())
+    def _fingerprint(self) -> tuple[int, ...]:
+        """Return what changes with all that a run, or its user, does: equal ones are of equal checkpoints."""
+        counts, actor = self._counts, self.learner.actor.flat.detach().cpu().numpy()
+        numbers = counts.timesteps, counts.reported, counts.checkpointed, len(self.replay)
+        return *numbers, self.learner.gradient_updates, zlib.crc32(actor.tobytes())
 
     def _conditions(self) -> dict[str, Any]:
         """Return what must not change for a resumed run to be exact."""
@@ -783,9 +804,6 @@ def learn_together(
     for model in models:
         if model.spec.env_id != models[0].spec.env_id:
             raise ValueError(f"models: expected one task, got {models[0].spec.env_id!r} and {model.spec.env_id!r}")
-    if models[0].device.type == "cpu":  # where memory is given untouched: each for itself may have seemed to fit
-        untouched = sum(each.replay.rows[len(each.replay) :].nbytes for each in models)
-        check_fits(f"num_seeds: {len(models)} replay buffers", untouched, models[0].device)
     _learn(models, side_by_side([each.learner for each in models]), total_timesteps, callbacks)
 
 
@@ -797,14 +815,15 @@ def _learn(
     lasts = [each._last_timestep(total_timesteps) for each in models]
     for model in models:
         model._check_task_is_known()
+    _check_memory(models, lasts)
     with _torch_threads(ACTING_THREADS), _Signals() as signals, ExitStack() as at_the_end:
         for model in models:
             model._leave_out_updates_of_others()
             at_the_end.callback(model._end_of_learn)
-        bars: Sequence[int | None] = [None] if len(models) == 1 else range(len(models))
+        bar_numbers: Sequence[int | None] = [None] if len(models) == 1 else range(len(models))
         loops = {
-            number: _Loop(_Run(model, model._claim_logger(), _Stop(signals), called, last, bar))
-            for number, (model, last, bar) in enumerate(zip(models, lasts, bars, strict=True))
+            number: _Loop(_Run(model, model._claim_logger(), _Stop(signals), called, last, bar_number))
+            for number, (model, last, bar_number) in enumerate(zip(models, lasts, bar_numbers, strict=True))
         }
         failures: list[Exception] = []
         outcomes: dict[int, Metrics | Exception] = {}
@@ -828,6 +847,19 @@ def _learn(
         raise KeyboardInterrupt
     if signals.number is not None:
         raise SystemExit(128 + signals.number)
+
+
+def _check_memory(models: Sequence[SAC], lasts: Sequence[int]) -> None:
+    """Raise ValueError where the host has too little memory for what all models will still write to, up to `lasts`.
+
+    Memory is given untouched: each part for itself may have seemed to fit.
+    """
+    replay = sum(each.replay.rows[len(each.replay) :].nbytes for each in models if each.device.type == "cpu")
+    actions = sum(each._action_bytes(last) for each, last in zip(models, lasts, strict=True))
+    what = "replay_capacity: the replay buffer" if len(models) == 1 else f"num_seeds: {len(models)} replay buffers"
+    if actions:
+        what += " and the actions between checkpoints (checkpoint_every)"
+    check_fits(what, replay + actions, torch.device("cpu"))
 
 
 class _Loop:
@@ -877,12 +909,17 @@ class UpdateSchedule:
 def resolve_device(device: str) -> torch.device:
     """Turn "auto", "cpu", "cuda" or "cuda:N" into a device that is there; a GPU with its index.
 
+    "auto" is a GPU that torch and the kernels can use, or else the CPU; a warning says why where only torch can.
+
     Raises:
         ValueError: CUDA was asked for by name and is not available.
     """
     available = torch.cuda.is_available()
     if device == "auto":
-        return with_index("cuda" if available else "cpu")
+        reason = _ext.cuda_reason()
+        if available and reason:
+            _warn_of_cpu(reason)
+        return with_index("cpu" if reason else "cuda")
     resolved = torch.device(device)
     if resolved.type == "cuda" and not available:
         reason = "finds no GPU" if torch.version.cuda else "is built without CUDA"
@@ -892,12 +929,18 @@ def resolve_device(device: str) -> torch.device:
     return with_index(resolved)
 
 
+@cache
+def _warn_of_cpu(reason: str) -> None:
+    """Say once in a process why a GPU stays idle."""
+    _LOG.warning("device: 'auto' is the CPU: %s", reason)
+
+
 _EVALUATION = {
     "eval_return_mean": saved.optional(saved.number()),
     "eval_return_std": saved.optional(saved.number(0)),
     "eval_episodes": saved.integer(0),
 }
-_PROGRESS = {
+_COUNTS = {
     "timesteps": saved.integer(0),
     "wall_seconds": saved.number(0),
     "collected": saved.integer(0),
@@ -914,11 +957,11 @@ _PROGRESS = {
     "best_return": saved.optional(saved.number()),
     "evaluation": saved.OBJECT,
 }
-"""What the fields of `_Progress` are in a checkpoint."""
+"""What the fields of `_Counts` are in a checkpoint."""
 
 
 @dataclasses.dataclass
-class _Progress:
+class _Counts:
     """What a model counts while it learns. A checkpoint holds it, so that a resumed run goes on counting."""
 
     timesteps: int = 0  # transitions, those before a `load` among them
@@ -939,7 +982,7 @@ class _Progress:
         default_factory=lambda: {"eval_return_mean": None, "eval_return_std": None, "eval_episodes": 0}
     )
 
-    def take(self, metrics: Metrics, made: int, asked: int) -> None:
+    def add_updates(self, metrics: Metrics, made: int, asked: int) -> None:
         """Take in the metrics of the updates that were made of those asked for in one call of the learner.
 
         A call that was cut and its rest together give, rounded, the means of a call that was not.
@@ -951,7 +994,7 @@ class _Progress:
         self.update_metrics = metrics if self.updates_cut else metrics.rounded()
 
     @classmethod
-    def after(cls, timesteps: int, wall_seconds: float) -> _Progress:
+    def after(cls, timesteps: int, wall_seconds: float) -> _Counts:
         """Begin behind `timesteps` transitions of an earlier run."""
         return cls(timesteps, wall_seconds, reported=timesteps, checkpointed=timesteps)
 
@@ -962,7 +1005,7 @@ class _Progress:
         return {**values, "returns": list(self.returns), "lengths": list(self.lengths), "update_metrics": metrics}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any], schema_version: int) -> _Progress:
+    def from_json(cls, values: Mapping[str, Any], schema_version: int) -> _Counts:
         """Rebuild what `to_json` took for a checkpoint of this schema.
 
         Raises CheckpointError for a field that is not what it must be.
@@ -971,7 +1014,7 @@ class _Progress:
             done = dict.fromkeys(("reported", "checkpointed"), values.get("timesteps"))
             met = int(values.get("update_metrics") is not None)
             values = {**done, "updates_met": met, "updates_cut": 0, **values}
-        saved.check("progress", values, _PROGRESS)
+        saved.check("progress", values, _COUNTS)
         evaluation = values["evaluation"]
         saved.check("progress: evaluation", evaluation, _EVALUATION)
         if any((evaluation[name] is None) != (evaluation["eval_episodes"] == 0) for name in list(_EVALUATION)[:2]):
@@ -979,7 +1022,7 @@ class _Progress:
                 f"progress: evaluation: expected a return of its episodes, got {evaluation}"
             )
         if unknown := sorted(set(values) - {field.name for field in dataclasses.fields(cls)}):
-            raise checkpoint.CheckpointError(f"progress: expected the keys {sorted(_PROGRESS)}, got {unknown} too")
+            raise checkpoint.CheckpointError(f"progress: expected the keys {sorted(_COUNTS)}, got {unknown} too")
         if (values["update_metrics"] is None) != (values["updates_met"] == 0):
             raise checkpoint.CheckpointError(
                 f"progress: update_metrics: expected the means over {values['updates_met']} updates, got "
@@ -1008,11 +1051,11 @@ class _Run:
         stop: _Stop,
         callbacks: tuple[Callback, ...],
         last: int,
-        bar: int | None,
+        bar_number: int | None,
     ) -> None:
         """Start the clock of a call that ends when the model has collected `last` transitions.
 
-        `bar` is the number of its progress bar, None where there is but one.
+        `bar_number` is that of its progress bar, None where there is but one.
         """
         self.logger = logger
         self.last = last
@@ -1024,13 +1067,13 @@ class _Run:
         self.updates_per_call = 1 if self._on_update else UPDATES_PER_CALL
         self.train_config = dataclasses.replace(model.train_config, total_timesteps=last)
         logger.write_config({"train": self.train_config.to_dict(), "sac": model.config.to_dict()})
-        self._progress = tqdm(
+        self._bar = tqdm(
             total=last,
             initial=model.timesteps,
             unit="step",
             dynamic_ncols=True,
-            desc=None if bar is None else f"seed {model.train_config.seed}",
-            position=bar,
+            desc=None if bar_number is None else f"seed {model.train_config.seed}",
+            position=bar_number,
             mininterval=REFRESH_SECONDS,
             disable=not model.train_config.progress,
             file=output.progress_stream(),
@@ -1045,11 +1088,11 @@ class _Run:
     def count(self, transition: Transition, episodes: EpisodeStatistics) -> None:
         """Take in one step of the environments: transitions stored, episodes ended."""
         if len(episodes.return_):
-            progress = self.model._progress
-            progress.returns.extend(episodes.return_.tolist())
-            progress.lengths.extend(episodes.length.tolist())
-            progress.episodes += len(episodes.return_)
-        self._progress.update(len(transition.reward))
+            counts = self.model._counts
+            counts.returns.extend(episodes.return_.tolist())
+            counts.lengths.extend(episodes.length.tolist())
+            counts.episodes += len(episodes.return_)
+        self._bar.update(len(transition.reward))
         if time.perf_counter() - self._start >= self._refresh_mark.seconds + REFRESH_SECONDS:
             self._refresh()
         for callback in self._on_step:
@@ -1070,7 +1113,7 @@ class _Run:
         if model.train_config.evaluation_episodes and model.timesteps >= min(self._next_evaluation, self.last):
             evaluation = self._evaluate()
         self._write_line(evaluation)
-        model._progress.reported = model.timesteps
+        model._counts.reported = model.timesteps
         self._plan_reports()
         if evaluation is not None:
             for callback in self._on_evaluation:
@@ -1078,11 +1121,11 @@ class _Run:
 
     def report_rest(self) -> None:
         """Write a line of metrics of a run that is cut short between two. When it goes on the line is taken back."""
-        if self.model._progress.reported != self.model.timesteps:
+        if self.model._counts.reported != self.model.timesteps:
             self._write_line(None)
 
     def _write_line(self, evaluation: EvaluationResult | None) -> None:
-        model, progress = self.model, self.model._progress
+        model, counts = self.model, self.model._counts
         mark = self._mark()
         row = {
             "step": model.timesteps,
@@ -1090,10 +1133,10 @@ class _Run:
             "wall_seconds": self.seconds(),
             "env_steps_per_second": mark.steps_per_second(self._row_mark),
             "updates_per_second": mark.updates_per_second(self._row_mark),
-            "episodes": progress.episodes,
-            "episode_return_mean": _mean(progress.returns),
-            "episode_length_mean": _mean(progress.lengths),
-            **({} if progress.update_metrics is None else progress.update_metrics.to_dict()),
+            "episodes": counts.episodes,
+            "episode_return_mean": _mean(counts.returns),
+            "episode_length_mean": _mean(counts.lengths),
+            **({} if counts.update_metrics is None else counts.update_metrics.to_dict()),
         }
         if evaluation is not None:
             row |= {"eval_return_mean": evaluation.mean, "eval_return_std": evaluation.std}
@@ -1103,23 +1146,23 @@ class _Run:
         except OSError as error:
             _LOG.warning("no metrics at %d transitions, training goes on: %s", model.timesteps, error)
         self._row_mark = mark
-        progress.wall_seconds = self.seconds()
+        counts.wall_seconds = self.seconds()
 
     def _evaluate(self) -> EvaluationResult:
         """Evaluate; keep the policy if none was better."""
-        model, progress = self.model, self.model._progress
+        model, counts = self.model, self.model._counts
         result = model.evaluate(model.train_config.evaluation_episodes)
-        progress.evaluation = {
+        counts.evaluation = {
             "eval_return_mean": result.mean,
             "eval_return_std": result.std,
             "eval_episodes": len(result.returns),
         }
-        if progress.best_return is None or result.mean > progress.best_return:
+        if counts.best_return is None or result.mean > counts.best_return:
             try:
                 path = self.logger.best_path()
                 if path is not None:
-                    model._save(path, {}, {"evaluation": progress.evaluation})
-                    progress.best_return = result.mean
+                    model._save(path, {}, {"evaluation": counts.evaluation})
+                    counts.best_return = result.mean
             except OSError as error:
                 _LOG.warning("the best policy so far could not be saved, training goes on: %s", error)
         return result
@@ -1128,7 +1171,7 @@ class _Run:
         """End the progress bar and write the summary."""
         model, train = self.model, self.model.train_config
         self._refresh()
-        self._progress.close()
+        self._bar.close()
         updates, seconds = model.learner.gradient_updates, max(model.wall_seconds, 1e-9)
         model.summary = {
             "status": status,
@@ -1139,7 +1182,7 @@ class _Run:
             "wall_seconds": model.wall_seconds,
             "env_steps_per_second": model.timesteps / seconds,
             "updates_per_second": updates / seconds,
-            **model._progress.evaluation,
+            **model._counts.evaluation,
             "device": str(model.device),
             "backend": train.backend,
             "versions": versions(),
@@ -1158,12 +1201,12 @@ class _Run:
     @property
     def lacks_last_report(self) -> bool:
         """Whether the run has its length, and not yet the line and the evaluation at its end."""
-        return self.model._progress.reported < self.last <= self.model.timesteps
+        return self.model._counts.reported < self.last <= self.model.timesteps
 
     def plan_checkpoint(self) -> None:
         """Set the transitions at which the next checkpoint is due."""
         every = self.model.checkpoint_every if self.model.train_config.run_dir is not None else 0
-        self.next_checkpoint = (self.model._progress.checkpointed // every + 1) * every if every else math.inf
+        self.next_checkpoint = (self.model._counts.checkpointed // every + 1) * every if every else math.inf
 
     def _warn_of_cut_episodes(self) -> None:
         model, limit = self.model, self.model.spec.max_episode_steps
@@ -1178,17 +1221,17 @@ class _Run:
 
     def _plan_reports(self) -> None:
         """Set the transitions at which the next line, and the next evaluation, are due."""
-        step, train = self.model._progress.reported, self.model.train_config
+        step, train = self.model._counts.reported, self.model.train_config
         every = train.evaluate_every
         self._next_evaluation = (step // every + 1) * every if every else math.inf
         self.next_report = min((step // train.log_interval + 1) * train.log_interval, self._next_evaluation)
 
     def _refresh(self) -> None:
         """Show the return and the update rate; tqdm itself shows steps, steps per second and the ETA."""
-        mark, returns = self._mark(), self.model._progress.returns
+        mark, returns = self._mark(), self.model._counts.returns
         postfix = {"return": f"{_mean(returns):.1f}"} if returns else {}
         postfix["updates/s"] = f"{mark.updates_per_second(self._refresh_mark):.0f}"
-        self._progress.set_postfix(postfix, refresh=False)
+        self._bar.set_postfix(postfix, refresh=False)
         self._refresh_mark = mark
 
     def _mark(self) -> _Mark:

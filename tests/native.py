@@ -19,14 +19,26 @@ from sacfast import _ext
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+ENGINE = ("csrc/update/engine_cpu.cpp", "csrc/core/thread_team.cpp", "csrc/core/cpu_level.cpp")
+CUDA_RUNTIME = tuple(f"tests/csrc/cuda_runtime/{name}.cpp" for name in ("operations", "streams", "graphs"))
 # What each test is compiled with, beside its own file in tests/csrc/.
 SOURCES = {
     "test_core": (),
     "test_panels": (),
-    "test_ops": ("ops/categorical/categorical_cpu.cpp", "ops/quantile/quantile_cpu.cpp"),
-    "test_update": ("update/engine_cpu.cpp", "core/thread_team.cpp", "core/cpu_level.cpp"),
-    "test_kernels": ("update/engine_cpu.cpp", "core/thread_team.cpp", "core/cpu_level.cpp"),
+    "test_ops": tuple(f"csrc/ops/{op}/{op}_cpu.cpp" for op in ("categorical", "moments", "quantile")),
+    "test_update": ENGINE,
+    "test_kernels": ENGINE,
+    "test_cuda_runtime": CUDA_RUNTIME,
+    "test_cuda_engine": CUDA_RUNTIME,
 }
+
+
+def cuda_headers() -> Path | None:
+    """Return the folder of the CUDA toolkit's headers, or None; the tests on its stand-in need no more of it."""
+    nvcc = shutil.which("nvcc")
+    homes = [os.environ.get("CUDA_HOME"), nvcc and Path(nvcc).resolve().parents[1], "/usr/local/cuda"]
+    folders = (Path(home) / "include" for home in homes if home)
+    return next((folder for folder in folders if (folder / "cuda_runtime_api.h").exists()), None)
 
 
 def cmake_flags(variable: str) -> list[str]:
@@ -48,9 +60,10 @@ def on_x86() -> bool:
 def build(test: str, level: str, folder: Path, *options: str) -> Path:
     """Compile a test for an instruction set; return the program."""
     program = folder / f"{test}_{level}"
-    sources = [ROOT / "tests" / "csrc" / f"{test}.cpp", *(ROOT / "csrc" / name for name in SOURCES[test])]
+    sources = [ROOT / "tests" / "csrc" / f"{test}.cpp", *(ROOT / name for name in SOURCES[test])]
+    headers = ["-isystem", str(cuda_headers())] if SOURCES[test] == CUDA_RUNTIME else []
     command = [
-        str(COMPILER), "-std=gnu++17", "-pthread", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}",
+        str(COMPILER), "-std=gnu++17", "-pthread", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}", *headers,
         f"-DSACFAST_ISA={level}", *(["-DSACFAST_X86_LEVELS"] if on_x86() else []),
         *cmake_flags("kernel_flags"), *cmake_flags(f"flags_{level}"), *options, *map(str, sources), "-o", str(program),
     ]  # fmt: skip
@@ -99,6 +112,10 @@ def main() -> int:
     cases += [
         (test, level, "address", ADDRESS) for test in ("test_core", "test_panels", "test_ops") for level in chosen
     ]
+    if cuda_headers() is not None:
+        cases += [
+            (test, "baseline", "address", ADDRESS_OF_ENGINE) for test in ("test_cuda_runtime", "test_cuda_engine")
+        ]
     clean = True
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # the longest first
         for case_is_clean, line in pool.map(sanitized, cases):

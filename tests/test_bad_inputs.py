@@ -43,13 +43,14 @@ HERE = "test_bad_inputs.py::"
 RSAMPLE, TWIN_Q = "ops/test_tanh_gaussian.py::", "ops/test_twin_q.py::"
 POLYAK, NOISE = "ops/test_polyak.py::", "ops/test_noise.py::"
 CATEGORICAL, QUANTILE = "ops/test_categorical.py::", "ops/test_quantile.py::"
-ADAM = "ops/test_adam_polyak.py::"
-TRANSFORMS = "ops/test_transforms.py::"
+ADAM, MOMENTS = "ops/test_adam_polyak.py::", "ops/test_moments.py::"
+TRANSFORMS, OTHER_TORCH = "ops/test_transforms.py::", "ops/test_other_torch.py::"
 STATE, THREADS = "test_fused_state.py::", "test_fused_threads.py::"
 FUSED, REFERENCE, REPLAY = "test_fused.py::", "test_reference.py::", "test_replay.py::"
 ENVS, TRAINER, CLI = "test_envs.py::", "test_trainer.py::", "test_cli.py::"
 CHECKPOINT, CONFIG, POLICY = "test_checkpoint.py::", "test_config.py::", "test_policy.py::"
 OPTIONAL = "test_optional_packages.py::"
+ENGINES, NATIVE = "test_engines.py::", "test_native.py::"
 MEMORY, INTERRUPT, RUN_FILES = "test_memory.py::", "test_interrupt.py::", "test_run_files.py::"
 
 TABLE: dict[str, dict[str, list[str]]] = {
@@ -64,6 +65,8 @@ TABLE: dict[str, dict[str, list[str]]] = {
             CATEGORICAL + "TestBadInput::test_message_of_the_loss",
             QUANTILE + "TestBadInput::test_message_of_the_loss",
             ADAM + "TestBadInput::test_message_names_the_argument",
+            MOMENTS + "TestBadInput::test_message_names_the_argument",
+            MOMENTS + "TestBadInput::test_message_of_normalize",
         ],
         "learner": [
             HERE + "test_a_batch_that_does_not_fit_is_refused",
@@ -86,6 +89,9 @@ TABLE: dict[str, dict[str, list[str]]] = {
             QUANTILE + "TestTruncatedTarget::test_layouts",
             ADAM + "TestLayouts::test_any_layout_of_any_list",
             ADAM + "TestLayouts::test_an_expanded_tensor_is_not_written_to",
+            MOMENTS + "TestLayouts::test_views_equal_their_copies",
+            MOMENTS + "TestLayouts::test_moments_of_any_layout",
+            MOMENTS + "TestLayouts::test_an_expanded_tensor_is_not_written_to",
         ],
         "learner": [
             HERE + "test_a_batch_of_views_is_that_of_their_copies",
@@ -109,6 +115,8 @@ TABLE: dict[str, dict[str, list[str]]] = {
             QUANTILE + "TestTruncatedTarget::test_all_sizes_and_coefficients",
             QUANTILE + "TestHuber::test_loss_and_gradient",
             ADAM + "TestFormula::test_lists_of_odd_sizes",
+            MOMENTS + "TestUpdate::test_an_empty_batch_changes_nothing",
+            MOMENTS + "TestNormalize::test_all_sizes",
         ],
         "learner": [HERE + "test_a_batch_that_does_not_fit_is_refused", STATE + "test_no_updates_change_nothing"],
         "replay": [REPLAY + "test_adding_nothing_changes_nothing", REPLAY + "test_the_batch_size_is_checked"],
@@ -121,6 +129,7 @@ TABLE: dict[str, dict[str, list[str]]] = {
             RSAMPLE + "TestAgainstFloat64::test_log_prob",
             TWIN_Q + "TestAgainstFloat64::test_all_sizes_and_coefficients",
             POLYAK + "TestLists::test_lists",
+            MOMENTS + "TestUpdate::test_all_sizes",
         ],
         "learner": [FUSED + "test_any_size", FUSED + "test_large_and_odd_sizes"],
         "replay": [REPLAY + "test_the_ring_holds_what_a_list_would_hold"],
@@ -136,6 +145,8 @@ TABLE: dict[str, dict[str, list[str]]] = {
             CATEGORICAL + "TestBadInput::test_message_of_the_loss",
             QUANTILE + "TestBadInput::test_message_of_the_loss",
             ADAM + "TestBadInput::test_message_names_the_argument",
+            MOMENTS + "TestBadInput::test_message_names_the_argument",
+            MOMENTS + "TestBadInput::test_message_of_normalize",
         ],
         "learner": [
             HERE + "test_a_batch_that_does_not_fit_is_refused",
@@ -173,7 +184,11 @@ TABLE: dict[str, dict[str, list[str]]] = {
     },
     "side stream": {
         "ops": [HERE + "test_ops_on_a_side_stream"],
-        "learner": [HERE + "test_the_reference_on_a_side_stream"],
+        "learner": [
+            HERE + "test_the_reference_on_a_side_stream",
+            ENGINES + "test_what_is_asked_for_on_another_stream_is_queued_there",
+            NATIVE + "test_the_gpu_s_engine_on_a_stand_in_for_the_cuda_runtime",
+        ],
     },
     "more than 2^31 elements": {
         "ops": [HERE + "test_ops_reach_beyond_2_31_elements", HERE + "test_ops_count_beyond_2_31_elements"],
@@ -194,6 +209,8 @@ TABLE: dict[str, dict[str, list[str]]] = {
             QUANTILE + "TestTruncatedTarget::test_a_nan_makes_its_whole_row_nan_and_no_other",
             QUANTILE + "TestHuber::test_nan_and_infinity_are_those_of_float64",
             ADAM + "TestFormula::test_nan_and_infinity_are_those_of_plain_torch",
+            MOMENTS + "TestUpdate::test_nan_and_infinity_are_those_of_all_samples_at_once",
+            MOMENTS + "TestNormalize::test_not_finite_and_degenerate_are_those_of_float64",
         ],
         "learner": [STATE + "test_a_batch_that_is_not_finite", HERE + "test_the_reference_takes_on_no_bad_number"],
         "replay": [REPLAY + "test_values_from_the_host_that_no_transition_has_are_refused"],
@@ -224,6 +241,9 @@ TABLE: dict[str, dict[str, list[str]]] = {
             QUANTILE + "TestBadInput::test_a_target_that_requires_grad_is_refused",
             ADAM + "TestAutograd::test_leaves_that_require_grad",
             ADAM + "TestAutograd::test_results_that_autograd_records_are_refused",
+            MOMENTS + "TestAutograd::test_nothing_is_recorded",
+            MOMENTS + "TestAutograd::test_results_that_autograd_records_are_refused",
+            MOMENTS + "TestAutograd::test_moments_take_no_gradient",
         ],
         "learner": [
             HERE + "test_a_batch_that_does_not_fit_is_refused",
@@ -239,6 +259,8 @@ TABLE: dict[str, dict[str, list[str]]] = {
             TRANSFORMS + "TestPolyak::test_shapes_that_do_not_fit_are_refused",
             ADAM + "TestAutograd::test_tangents_are_refused",
             ADAM + "TestPyTorchCitizen::test_one_place_for_all_calls_of_vmap_is_refused",
+            MOMENTS + "TestAutograd::test_tangents_are_refused",
+            MOMENTS + "TestPyTorchCitizen::test_vmap_of_the_update",
         ],
     },
     "output that aliases an input": {
@@ -246,6 +268,7 @@ TABLE: dict[str, dict[str, list[str]]] = {
             HERE + "test_results_share_memory_with_nothing",
             TWIN_Q + "TestLayouts::test_result_is_new_and_dense",
             POLYAK + "TestSharedMemory::test_overlaps_are_refused_before_anything_changes",
+            MOMENTS + "TestLayouts::test_shared_memory_is_refused_before_anything_changes",
         ],
         "learner": [
             STATE + "test_a_state_is_a_copy",
@@ -275,6 +298,8 @@ TABLE: dict[str, dict[str, list[str]]] = {
             CATEGORICAL + "TestCrossEntropy::test_edit_between_forward_and_backward_is_noticed",
             QUANTILE + "TestHuber::test_edit_between_forward_and_backward_is_noticed",
             ADAM + "TestAutograd::test_autograd_notices_the_edit",
+            MOMENTS + "TestAutograd::test_autograd_notices_the_edit",
+            MOMENTS + "TestAutograd::test_edit_between_forward_and_backward_is_noticed",
         ],
     },
     "autocast, inference_mode, compile, graph capture": {
@@ -299,6 +324,10 @@ TABLE: dict[str, dict[str, list[str]]] = {
             ADAM + "TestPyTorchCitizen::test_inference_tensors",
             ADAM + "TestPyTorchCitizen::test_compile_without_graph_breaks",
             ADAM + "TestPyTorchCitizen::test_cuda_graph",
+            MOMENTS + "TestPyTorchCitizen::test_autocast_computes_in_float32",
+            MOMENTS + "TestPyTorchCitizen::test_inference_mode",
+            MOMENTS + "TestPyTorchCitizen::test_compile_without_graph_breaks",
+            MOMENTS + "TestPyTorchCitizen::test_cuda_graph",
         ],
         "learner": [
             HERE + "test_the_callers_mode_does_not_reach_into_an_update",
@@ -344,6 +373,7 @@ TABLE: dict[str, dict[str, list[str]]] = {
         "learner": [
             HERE + "test_a_learner_that_cannot_fit_is_refused",
             HERE + "test_a_learner_that_does_not_fit_after_all_says_so",
+            ENGINES + "test_work_that_the_gpu_refuses_is_an_error_and_what_was_queued_before_counts",
             HERE + "test_what_an_engine_is_said_to_take_is_what_it_takes",
             HERE + "test_a_native_engine_refuses_sizes_that_no_memory_has",
             HERE + "test_a_native_engine_refuses_sizes_whose_sum_overflows",
@@ -358,6 +388,9 @@ TABLE: dict[str, dict[str, list[str]]] = {
             HERE + "test_a_torch_without_a_library_of_its_own_has_autograd_in_python",
             HERE + "test_a_kind_of_autograd_that_does_not_exist_is_refused",
             HERE + "test_a_torch_for_another_cuda_is_named",
+            OTHER_TORCH + "test_a_torch_of_another_cuda_is_named_in_the_call",
+            OTHER_TORCH + "test_a_torch_that_moves_private_names_is_named_where_they_are_needed",
+            HERE + "test_an_nvcc_of_another_cuda_is_refused",
             HERE + "test_a_library_that_does_not_load_is_refused",
             HERE + "test_a_library_that_is_not_there_is_refused",
             HERE + "test_sources_that_hide_an_installed_package_are_named",
@@ -366,9 +399,11 @@ TABLE: dict[str, dict[str, list[str]]] = {
         ],
         "learner": [
             HERE + "test_a_native_module_that_is_not_there_is_refused",
+            HERE + "test_a_gpu_that_the_kernels_do_not_run_on_is_named",
             HERE + "test_native_objects_that_init_has_not_made_are_refused",
             FUSED + "test_other_instruction_sets",
         ],
+        "trainer": ["test_devices.py::test_a_gpu_that_the_kernels_cannot_use_is_passed_over_and_said_once"],
         "cli": [HERE + "test_the_command_refuses_a_cpu_level_in_one_line"],
     },
     "a package that is not installed, or is another one": {
@@ -383,7 +418,11 @@ TABLE: dict[str, dict[str, list[str]]] = {
         "cli": [OPTIONAL + "test_a_missing_package_is_one_line_that_says_what_to_install"],
     },
     "replay larger than memory, capacity below a batch, sampling when empty": {
-        "learner": [STATE + "test_update_refuses", REFERENCE + "test_update_refuses"],
+        "learner": [
+            STATE + "test_update_refuses",
+            REFERENCE + "test_update_refuses",
+            ENGINES + "test_a_row_number_that_the_buffer_has_no_row_for_is_named",
+        ],
         "replay": [
             HERE + "test_a_replay_buffer_that_cannot_fit_is_refused",
             REPLAY + "test_a_capacity_beyond_free_memory_is_refused_naming_both_sizes",
@@ -482,6 +521,13 @@ OPS: dict[str, tuple[int, Callable[..., Any]]] = {
             reward[:, 0], done[:, 0], quantiles[:, None], log_prob[:, 0], 1, 0.2, 0.9
         ),
     ),
+    "update_running_moments_": (
+        3,
+        lambda batch, mean, variance: ops.update_running_moments_(
+            mean[0], variance[0], torch.zeros((), dtype=torch.float64), batch
+        ),
+    ),
+    "normalize": (3, lambda x, mean, variance: ops.normalize(x, mean[0], variance[0])),
 }
 TAKES_A_MASK = [OPS[name][1] for name in ("twin_q_target", "categorical_target", "truncated_quantile_target")]
 every_op = pytest.mark.parametrize(("count", "op"), OPS.values(), ids=OPS.keys())
@@ -791,7 +837,7 @@ def test_a_kind_of_autograd_that_does_not_exist_is_refused(monkeypatch: pytest.M
 def test_a_torch_for_another_cuda_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(_ext, "FOLDER", tmp_path)
-    assert "sacfast was built without CUDA" in _ext.cuda_reason()
+    assert "built without CUDA kernels: where nvcc is installed, build it from source" in _ext.cuda_reason()
     (tmp_path / "_ops_cuda13.so").touch()
     assert _ext.cuda_library() is None  # nothing of another CUDA is loaded
     assert re.fullmatch(
@@ -800,6 +846,39 @@ def test_a_torch_for_another_cuda_is_named(monkeypatch: pytest.MonkeyPatch, tmp_
     )
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert _ext.cuda_library() == tmp_path / "_ops_cuda13.so"
+
+
+def test_an_nvcc_of_another_cuda_is_refused() -> None:
+    beside = Path(sys.executable).with_name("cmake")
+    cmake = shutil.which(beside) or shutil.which("cmake")
+    assert cmake is not None
+
+    def check(cuda: str, nvcc: str) -> str:
+        facts = (f"-DTORCH_CUDA={cuda}", f"-DNVCC_VERSION={nvcc}")
+        command = [cmake, *facts, "-P", str(ROOT / "cmake" / "cuda_major.cmake")]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+    for cuda, nvcc in (("13.0", "13.0.88"), ("13.2", "13.0.88"), ("", "12.8.61")):  # the last: a CPU build of torch
+        assert check(cuda, nvcc) == ""
+    message = " ".join(check("12.8", "13.0.88").split())
+    assert "nvcc is of CUDA 13.0.88 and the installed torch is built for CUDA 12.8: set CUDA_HOME to a" in message
+    assert "set SACFAST_CUDA=0" in message
+
+
+def test_a_gpu_that_the_kernels_do_not_run_on_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(_ext, "FOLDER", tmp_path)
+    (tmp_path / "_ops_cuda13.so").touch()
+    for name, value in {"is_available": True, "device_count": 2}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5) if index == 1 else (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    for number, reason in ((1, "GPU 1 is older than compute capability 8.0"), (2, "the machine has 2 of them")):
+        with pytest.raises(
+            ValueError, match=f"^device: expected one that this machine has, got 'cuda:{number}': {reason}"
+        ):
+            engines.check_device(torch.device("cuda", number), torch.float32)
+    engines.check_device(torch.device("cuda", 0), torch.float32)
 
 
 def test_a_library_that_does_not_load_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

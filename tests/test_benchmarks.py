@@ -6,13 +6,16 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import gpu_check, learning
+from benchmarks import gpu_check, gpu_nodes, gpu_stages, learning
 from sacfast.benchmark import bench_ops, command, report
 from sacfast.benchmark.harness import Rounds, Settings, Spread
 from sacfast.cli import UsageError
@@ -73,6 +76,7 @@ def test_settings_out_of_range_are_refused(field: str, value: float) -> None:
 
 def test_contenders_of_a_case_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_ops, "LARGE", {"cpu": 4096})
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # seconds for each; one is compiled below
     for make in bench_ops.CASES.values():
         case = make("cpu")
         shapes = {name: shapes_of(call()) for name, call in case.contenders.items()}
@@ -80,6 +84,17 @@ def test_contenders_of_a_case_do_the_same(monkeypatch: pytest.MonkeyPatch) -> No
             assert len(set(shapes.values())) == 1, (case.op, shapes)
         assert bench_ops.FUSED in case.contenders
         assert len(case.contenders) >= 2
+
+
+def test_a_contender_is_the_plain_twin_as_torch_compiles_it() -> None:
+    contenders = bench_ops.normalize(4, 3, "cpu").contenders
+    results = [contenders[name]() for name in (bench_ops.FUSED, bench_ops.PLAIN, bench_ops.COMPILED)]
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters["stats"]
+    before = counters["unique_graphs"]
+    torch.testing.assert_close(contenders[bench_ops.COMPILED](), results[0])
+    assert counters["unique_graphs"] == before + 1
+    torch.testing.assert_close(results[1:], results[:2])
 
 
 def shapes_of(result: object) -> tuple[tuple[int, ...], ...]:
@@ -256,24 +271,129 @@ def test_gpu_check_says_that_it_needs_a_gpu(
     assert message.count("\n") == 1
 
 
+def python_stage(name: str, code: str, seconds: float = 60.0, **fields: Any) -> gpu_stages.Stage:
+    return gpu_stages.Stage(name, [sys.executable, "-c", code, "FOLDER"], seconds, **fields)
+
+
+def run_gpu_check(
+    monkeypatch: pytest.MonkeyPatch, output: Path, stages: list[gpu_stages.Stage], *options: str
+) -> tuple[int, dict[str, Any]]:
+    monkeypatch.setattr(gpu_check, "stages", lambda **_: iter(stages))
+    monkeypatch.setattr(gpu_check.torch.cuda, "is_available", lambda: "--rehearse" not in options)
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--output", str(output), *options])
+    return gpu_check.main(), json.loads(output.read_text())
+
+
 def test_gpu_check_goes_on_after_a_failed_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    left = tmp_path / "left.json"
+    writes = "import pathlib, sys; pathlib.Path(sys.argv[1], 'left.json').write_text('[1]')"
     stages = [
-        gpu_check.Stage("fails", [sys.executable, "-c", "import sys; print('why'); sys.exit(3)"]),
-        gpu_check.Stage("slow", [sys.executable, "-c", "import time; print('x', flush=True); time.sleep(60)"]),
-        gpu_check.Stage("writes", [sys.executable, "-c", f"open({str(left)!r}, 'w').write('[1]')"], result=left),
+        python_stage("fails", "import sys; print('why'); sys.exit(3)"),
+        python_stage("slow", "import time; print('x', flush=True); time.sleep(60)", 1.0),
+        gpu_stages.Stage("missing", ["no-such-program"], 60.0),
+        python_stage("writes", writes, result="left.json"),
     ]
-    monkeypatch.setattr(gpu_check, "stages", lambda _: iter(stages))
-    monkeypatch.setattr(gpu_check.torch.cuda, "is_available", lambda: True)
-    run = gpu_check.run
-    monkeypatch.setattr(gpu_check, "run", lambda stage, _: run(stage, 2.0 if stage.name == "slow" else 60.0))
-    output = tmp_path / "new" / "gpu.json"
-    monkeypatch.setattr(sys, "argv", ["gpu_check", "--output", str(output)])
-    assert gpu_check.main() == 1
-    content = json.loads(output.read_text())
+    code, content = run_gpu_check(monkeypatch, tmp_path / "new" / "gpu.json", stages)
+    assert code == 1
     assert content["passed"] is False
-    assert [stage["passed"] for stage in content["stages"]] == [False, False, True]
+    assert [stage["passed"] for stage in content["stages"]] == [False, False, False, True]
     assert "why" in content["stages"][0]["output"]
-    assert "stopped: no time was left" in content["stages"][1]["output"]
-    assert content["stages"][2]["result"] == [1]
+    assert content["stages"][1]["output"] == "x\n\nstopped after 1 s"
+    assert "no-such-program" in content["stages"][2]["output"]
+    assert content["stages"][3]["result"] == [1]
     assert {"hardware", "versions", "source"} <= set(content)
+
+
+def test_gpu_check_stops_what_a_stage_has_started(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(mark)!r}).touch()"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    assert not gpu_check.run(python_stage("starts another", code), 1.0)["passed"]
+    time.sleep(3)
+    assert not mark.exists()
+
+
+def test_gpu_check_makes_what_is_missing_and_counts_a_run_that_was_cut_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, made, ready = tmp_path / "gpu.json", tmp_path / "made", tmp_path / "ready"
+    note = f"open({str(made)!r}, 'a').write('{{}} ')"
+    needs_ready = f"import pathlib, sys; {note.format('b')}; sys.exit(not pathlib.Path({str(ready)!r}).exists())"
+    stages = [python_stage("a", note.format("a")), python_stage("b", needs_ready), python_stage("c", note.format("c"))]
+    # There is time for one stage only.
+    code, content = run_gpu_check(monkeypatch, output, [stages[0]._replace(seconds=40), *stages[1:]], "--seconds", "50")
+    assert (code, [stage["name"] for stage in content["stages"]]) == (1, ["a"])
+    code, content = run_gpu_check(monkeypatch, output, stages)
+    assert (code, [stage["passed"] for stage in content["stages"]]) == (1, [True, False, True])
+    ready.touch()
+    code, content = run_gpu_check(monkeypatch, output, stages)
+    assert code == 0
+    assert content["passed"] is True
+    assert made.read_text() == "a b c b "
+    monkeypatch.setattr(gpu_check, "sources", lambda: "others")  # what passed before says nothing about them
+    assert run_gpu_check(monkeypatch, output, stages)[0] == 0
+    assert made.read_text() == "a b c b a b c "
+
+
+def test_a_rehearsal_passes_where_a_stage_asks_for_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = [
+        python_stage("asks", "import sys; sys.exit('device: no CUDA device is available')"),
+        python_stage("needs none", "import sys; sys.exit('no CUDA device is available')", needs_card=False),
+        python_stage("stops before", "import sys; sys.exit('unknown option --rounds')"),
+    ]
+    code, content = run_gpu_check(monkeypatch, tmp_path / "gpu.json", stages, "--rehearse")
+    assert code == 1
+    assert [stage["passed"] for stage in content["stages"]] == [True, False, False]
+    assert content["stages"][0]["rehearsed"] == "up to where it asks for a GPU"
+
+
+def test_the_stages_of_gpu_check_fit_in_15_minutes() -> None:
+    """Their options are rehearsed where there is no GPU: python -m benchmarks.gpu_check --rehearse."""
+    stages = list(gpu_stages.stages())
+    assert len({stage.name for stage in stages}) == len(stages)
+    assert [stage.name for stage in stages[:3]] == ["build", "library", "memcheck"]
+    collections = [stage for stage in stages if stage.name.startswith("collection")]
+    usual = sum(stage.seconds for stage in stages if stage not in collections)
+    assert usual + len(gpu_stages.THREADS) * collections[0].seconds <= gpu_check.SECONDS < 15 * 60
+
+
+def test_nodes_are_told_apart_and_set_beside_each_other() -> None:
+    prefix = "void sacfast::portable::(anonymous namespace)::run_kernel<sacfast::portable::"
+    product = "MatrixProducts<float, sacfast::portable::HiddenLayer<float>, sacfast::portable::ExactTile<float> > >"
+    assert gpu_nodes.short_name(f"{prefix}Gather<float> >(sacfast::portable::Gather<float>)") == "Gather"
+    assert gpu_nodes.short_name(prefix + product) == "MatrixProducts, HiddenLayer"
+    assert gpu_nodes.short_name("void at::native::vectorized_elementwise_kernel<4>()") is None
+
+    def update(start: float, slow: float = 0.0) -> list[gpu_nodes.Kernel]:
+        times = (("Gather", 0, 2), ("Act", 3, 5), ("Act", 4, 8 + slow), ("Finish", 10 + slow, 11 + slow))
+        return [gpu_nodes.Kernel(name, start + begin, start + end) for name, begin, end in times]
+
+    others = [gpu_nodes.Kernel("EndCall", 90.0, 99.0)]
+    cut = update(300.0)[:2]
+    found = gpu_nodes.summarize(
+        gpu_nodes.updates_of([*update(100.0), *update(120.0), *update(140.0, 5.0), *others, *cut])
+    )
+    assert found["updates"] == 3
+    assert [node["kernel"] for node in found["nodes"]] == ["Gather", "Act", "Act", "Finish"]
+    assert [node["lasts"] for node in found["nodes"]] == [2.0, 2.0, 4.0, 1.0]
+    assert (found["update"], found["from update to update"]) == (11.0, 20.0)
+    with pytest.raises(ValueError, match="expected the same in each update"):
+        gpu_nodes.summarize([update(0.0), update(20.0)[:3]])
+    with pytest.raises(ValueError, match="found none"):
+        gpu_nodes.summarize([])
+
+
+def test_wheels_that_travel_serve_the_stages_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "before")
+    with pytest.raises(SystemExit, match="wheels: expected a folder with wheels"):
+        gpu_check.take_wheels(tmp_path)
+    info = "travelled-1.0.dist-info"
+    with zipfile.ZipFile(tmp_path / "travelled-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("travelled.py", "answer = 42")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: travelled\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    gpu_check.take_wheels(tmp_path)
+    site, before = os.environ["PYTHONPATH"].split(os.pathsep)
+    assert before == "before"
+    assert (Path(site) / "travelled.py").read_text() == "answer = 42"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from sacfast import checkpoint, cli, files, metrics, ops, trainer
+from sacfast import checkpoint, cli, files, metrics, ops, output, trainer
 from sacfast.checkpoint import CheckpointError
 from sacfast.config import BACKENDS, SACConfig, TrainConfig
 from sacfast.trainer import SAC
@@ -354,6 +354,11 @@ Path(__file__).with_name("imported").touch()
 class Own(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
     action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    metadata = {"render_modes": ["rgb_array"]}
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+    def render(self):
+        return np.zeros((16, 16, 3), np.uint8)
     def reset(self, *, seed=None, options=None):
         return np.zeros(1, np.float32), {}
     def step(self, action):
@@ -408,6 +413,12 @@ def test_a_module_that_is_imported_already_needs_no_name(own_run: Path) -> None:
     importlib.import_module("own_task")
     assert SAC.load(own_run).evaluate(1).mean == 10.0
     assert SAC.resume(own_run).learn(20).timesteps == 60
+
+
+def test_a_model_that_was_just_loaded_is_filmed(own_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    assert SAC.load(own_run, env_id="own_task:OwnTask-v0").record_video(tmp_path / "film.mp4").mean == 10.0
+    assert (tmp_path / "film.mp4").stat().st_size > 0
 
 
 def test_a_model_is_loaded_and_acts_without_its_task(own_run: Path, tmp_path: Path) -> None:
@@ -465,6 +476,14 @@ def test_ctrl_c_ends_the_command_with_its_files_whole(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == summary["total_timesteps"]
     assert cli.main(["evaluate", str(run_dir), "--episodes", "1"]) == 0
+
+
+def test_ctrl_c_after_a_command_has_ended_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_stream: output.SafeStream) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(output.SafeStream, "flush", interrupted)
+    assert cli.main(["--version"]) == cli.INTERRUPTED
 
 
 def test_missing_tensorboard_is_one_line(

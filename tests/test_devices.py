@@ -7,7 +7,7 @@ import pytest
 import torch
 from learner_cases import A, O, make_config
 
-from sacfast import _C, ReplayBuffer, memory
+from sacfast import _C, ReplayBuffer, _ext, memory
 from sacfast.devices import with_index
 from sacfast.fused import FusedLearner
 from sacfast.reference import ReferenceLearner
@@ -37,8 +37,19 @@ def test_without_a_gpu_a_name_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("name", ["auto", "cuda", "cuda:2"])
-def test_the_device_of_a_run_has_an_index(name: str, third: torch.device) -> None:
+def test_the_device_of_a_run_has_an_index(name: str, third: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ext, "cuda_reason", lambda: "")
     assert resolve_device(name) == third
+
+
+def test_a_gpu_that_the_kernels_cannot_use_is_passed_over_and_said_once(
+    third: torch.device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reason = "sacfast has kernels for CUDA 13, and torch is built for CUDA 12.8"
+    monkeypatch.setattr(_ext, "cuda_reason", lambda: reason)
+    assert resolve_device("auto") == resolve_device("auto") == torch.device("cpu")
+    assert [record.getMessage() for record in caplog.records] == [f"device: 'auto' is the CPU: {reason}"]
+    assert resolve_device("cuda") == third
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import html
-import os
+import json
 import re
 import subprocess
 import sys
@@ -10,22 +10,21 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import torch
 
 from sacfast import SAC, ReplayBuffer, ops
-from sacfast.config import SACConfig, TrainConfig
+from sacfast.config import STABLE_BASELINES3, SACConfig, TrainConfig
 
-pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install 'sacfast[docs]'")
+pytest.importorskip("properdocs", reason="properdocs is not installed: pip install 'sacfast[docs]'")
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the site as `make docs` does, into a folder of its own."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "properdocs", "build", "--strict", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -88,34 +87,42 @@ def test_equations_are_mathml(site: Path) -> None:
 
 
 def test_figures_are_those_of_the_files(site: Path) -> None:
-    text = text_of(site / "performance.html")
-    for words in ("one SAC update", "of the peak", "polyak_update_", "EnvPool alone", "pendulum", "commit"):
-        assert words in text
-    assert "<!--" not in (site / "performance.html").read_text().split("<article")[1]
+    text = " ".join(map(text_of, site.glob("*.html")))
+    for path in RESULTS.glob("*_cpu.json"):
+        result = json.loads(path.read_text())
+        assert f"{result['command']}, torch {result['versions']['torch']}" in text, path.name
+        assert result["source"]["commit"][:10] in text, path.name
+        ratios = (row.get("times_slower_than_fused") or row.get("fused_is_times_faster") for row in result["rows"])
+        for ratio in (each for named in ratios for each in (named or {}).values()):
+            assert any(f"{ratio['p50']:.{digits}f} (" in text for digits in (0, 1, 2)), path.name
+    for path in RESULTS.glob("learning_*.json"):
+        assert f"{json.loads(path.read_text())['mean_return']:.0f} (" in text
 
 
-def test_the_losses_of_distributions_run_as_they_are_written() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "uses.md").read_text(), flags=re.DOTALL)
-    losses = [block for block in blocks if "\nloss = " in block]
-    assert len(losses) == 2
-    column = torch.linspace(-1, 1, 6)
-    names = {"torch": torch, "ops": ops, "alpha": 0.2, "gamma": 0.99, "terminated": column > 0.5}
-    names |= {"reward": column, "next_log_prob": column}
-    names |= {name: torch.randn(6, 11) for name in ("next_logits1", "next_logits2")}
-    names |= {"next_quantiles": torch.randn(6, 3, 5)}
-    for block, name, shape in zip(losses, ("logits", "quantiles"), ((6, 11), (6, 3, 5)), strict=True):
-        names[name] = torch.randn(shape).requires_grad_()
-        exec(block, names)
-        names["loss"].backward()
-        assert bool((names[name].grad != 0).any())
+def test_faults_are_those_of_the_file(site: Path) -> None:
+    rows = json.loads((RESULTS / "faults.json").read_text())["rows"]
+    text = text_of(site / "reliability.html")
+    for row in rows:
+        assert f"{row['fault']} {row['tries']} {row['lost']}" in text
+    assert f"all {sum(row['tries'] for row in rows)} {sum(row['lost'] for row in rows)}" in text
 
 
-def test_the_step_runs_as_it_is_written() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "uses.md").read_text(), flags=re.DOTALL)
-    (block,) = (block for block in blocks if "ops.adam_polyak_" in block)
-    critic, target_critic = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)
-    critic(torch.ones(2, 3)).sum().backward()
-    before = [critic.weight.detach().clone(), target_critic.weight.detach().clone()]
-    exec(block, {"torch": torch, "ops": ops, "critic": critic, "target_critic": target_critic})
-    torch.testing.assert_close(critic.weight.detach(), before[0] - 3e-4, rtol=0, atol=1e-6)
-    assert not torch.equal(target_critic.weight, before[1])
+def test_arguments_of_stable_baselines3_are_all_there(site: Path) -> None:
+    text = text_of(site / "from-stable-baselines3.html")
+    for name, here in STABLE_BASELINES3.items():
+        words = here.replace("`", "").removeprefix("here it is ").removeprefix("here ")
+        assert re.search(rf"\b{name}(?:, \w+)* {re.escape(words)}", text), name
+
+
+def test_code_is_that_of_the_sources(site: Path) -> None:
+    for page, example in (("stable-baselines3", "stable_baselines3_sac"), ("torchrl", "torchrl_tanh_normal")):
+        text, source = text_of(site / f"from-{page}.html"), (ROOT / "examples" / f"{example}.py").read_text()
+        names = re.search(r"<!-- source: \S+ (.+) -->", (ROOT / "docs" / f"from-{page}.md").read_text())[1].split()
+        for name in names:
+            (code,) = re.findall(rf"^class {name}\(.*?(?=\n\n\n)", source, re.DOTALL | re.MULTILINE)
+            assert re.sub(r"\s+", " ", code) in text, name
+
+
+def test_every_request_of_a_page_is_met(site: Path) -> None:
+    for path in site.glob("*.html"):
+        assert "<!-- " not in path.read_text().split("<article")[-1].split("</article>")[0], path.name

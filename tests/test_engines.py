@@ -1,7 +1,9 @@
 """How the GPU's engine is driven, with a native engine that works on the host's memory in its place."""
 
 import ctypes
+import gc
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -29,10 +31,10 @@ class QueueOnTheHost:
     """What `_C.GpuEngine32` offers, by the CPU's: done at once, but what came of it is told by `collect` alone."""
 
     calls = 0
+    done = False
 
     def __init__(self, settings: _C.UpdateSettings, learners: int, memory: int, stream: int) -> None:
-        assert stream == 77
-        assert not array_at(memory, (2,), np.int64).any()
+        self.streams = [stream]
         self.settings, self.engines = settings, [_C.Engine32(settings) for _ in range(learners)]
         self.is_pending, self.faults = False, [""] * learners
         self.selected = 0
@@ -47,25 +49,30 @@ class QueueOnTheHost:
         assert not self.is_pending, "not waited for"
         return self.engines[self.selected].counters
 
-    def enqueue(self, work: list[tuple[int, int, int, int]], next_noise: int, noise: int, **call: int) -> None:
-        assert call["stream"] == 77
+    def use_stream(self, stream: int) -> None:
+        self.streams.append(stream)
+
+    def is_done(self) -> bool:
+        return QueueOnTheHost.done
+
+    def enqueue(self, work: list[tuple[int, int, int, int, int]], next_noise: int, noise: int, metrics: int) -> None:
         QueueOnTheHost.calls += 1
         self.is_pending = True
-        metrics = array_at(call["metrics"], (len(work), len(engines.METRICS)), np.float64)
-        metrics[:] = 0
+        sums = array_at(metrics, (len(work), len(engines.METRICS)), np.float64)
+        sums[:] = 0
         shape = (self.settings.batch_size, self.settings.action_dim)
         given = [array_at(each, shape, np.float32) if each else None for each in (next_noise, noise)]
-        for learner, (rows, index, steps, actor) in enumerate(work):
+        for learner, (rows, count, index, steps, actor) in enumerate(work):
             self.select(learner)
             if actor:
                 self.write("actor", "parameters", actor)
             if steps and not self.faults[learner]:
                 result = self.engines[learner].update(
-                    array_at(rows, (ROWS, self.width), np.float32),
+                    array_at(rows, (count, self.width), np.float32),
                     array_at(index, (steps, self.settings.batch_size), np.int64),
                     1,
                     array_at(actor, (self.size("actor"),), np.float32),
-                    metrics[learner],
+                    sums[learner],
                     *given,
                 )
                 self.faults[learner] = result["fault"]
@@ -98,23 +105,8 @@ class QueueOnTheHost:
 
 
 class Stream:
-    cuda_stream = 77
-
-    def synchronize(self) -> None:
-        pass
-
-    def wait_event(self, event: "Event") -> None:
-        assert isinstance(event, Event)
-
-
-class Event:
-    done = False
-
-    def record(self) -> None:
-        pass
-
-    def query(self) -> bool:
-        return Event.done
+    def __init__(self, number: int = 77) -> None:
+        self.cuda_stream = number
 
 
 @pytest.fixture
@@ -128,8 +120,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_C, "GpuEngine32", QueueOnTheHost, raising=False)
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _=None: Stream())
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(Event, "done", False)
+    monkeypatch.setattr(QueueOnTheHost, "done", False)
 
 
 @pytest.fixture
@@ -180,7 +171,7 @@ def test_a_fault_is_raised_by_the_next_call_that_finds_the_work_done(queued: Fus
     queued.update(bad, 2)
     queued.update(good, 2)  # behind it: not made
     assert queued.gradient_updates == 5  # as far as is known
-    Event.done = True
+    QueueOnTheHost.done = True
     with pytest.raises(FloatingPointError, match="update 2: critic_loss is not finite; the learner is as it was after"):
         queued.update(good, 1)
     assert queued.gradient_updates == 1
@@ -191,6 +182,78 @@ def test_a_fault_is_raised_by_the_next_call_that_finds_the_work_done(queued: Fus
     queued.update(good, 1)
     queued.wait()
     assert queued.gradient_updates == 2
+
+
+def test_a_row_number_that_the_buffer_has_no_row_for_is_named(
+    queued: FusedLearner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernels find it: tests/csrc/test_kernels.cpp."""
+    queued.update(random_replay(), 1)
+    (outcome,) = queued._engine.engines._native.collect()
+    fault = {**outcome, "fault": "index: expected rows in [0, 64), got 99"}
+    monkeypatch.setattr(QueueOnTheHost, "collect", lambda _: [fault])
+    with pytest.raises(
+        ValueError, match=r"^update 2: index: expected rows in \[0, 64\), got 99; the learner is as it w"
+    ):
+        queued.wait()
+
+
+def test_work_that_the_gpu_refuses_is_an_error_and_what_was_queued_before_counts(
+    queued: FusedLearner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enqueue = QueueOnTheHost.enqueue
+
+    def one_alone(self: QueueOnTheHost, work: list[tuple[int, int, int, int, int]], *rest: int, **call: int) -> None:
+        enqueue(self, [(*each[:3], 1, each[4]) for each in work], *rest, **call)
+        raise RuntimeError("learner: cudaGraphLaunch failed: out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(QueueOnTheHost, "enqueue", one_alone)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            queued.update(random_replay(), 3)
+    queued.wait()
+    assert queued.gradient_updates == 1
+    queued.update(random_replay(), 1)
+    assert queued.gradient_updates == 2
+
+
+def test_what_is_asked_for_on_another_stream_is_queued_there(
+    queued: FusedLearner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine orders it behind its work elsewhere, and torch keeps the memory for that stream's work."""
+    kept: list[tuple[torch.Tensor, int]] = []
+    monkeypatch.setattr(
+        torch.Tensor, "record_stream", lambda memory, stream: kept.append((memory, stream.cuda_stream)), raising=False
+    )
+    learner_engines = queued._engine.engines
+    into = torch.empty_like(queued.actor.flat.detach())
+    asked = (
+        lambda: queued.update(random_replay(), 1),
+        lambda: queued._engine.read("actor", "parameters", into),
+        lambda: queued._engine.write("actor", "parameters", into),
+        lambda: queued._engine.counters,
+        queued.wait,
+    )
+    expected = [77]
+    for number, ask in enumerate(asked):
+        queued.update(random_replay(), 1)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _=None, number=number: Stream(100 + number))
+        ask()
+        expected.append(100 + number)
+        assert learner_engines._native.streams == expected
+    assert [number for _, number in kept] == expected[1:]
+    assert all(memory is learner_engines._memory for memory, _ in kept)
+
+
+def test_a_learner_that_is_let_go_gives_its_memory_back_at_once(queued: FusedLearner) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        engines_alive = weakref.ref(queued._engine.engines)
+        queued._engine = twin()._engine
+        assert engines_alive() is None
+    finally:
+        gc.enable()
 
 
 def test_a_state_can_be_saved_while_a_fault_is_pending(queued: FusedLearner) -> None:
@@ -316,7 +379,7 @@ def test_one_of_a_group_that_fails_stops_none_of_the_others(gpu: None) -> None:
     group, work = FusedGroup([twin(3), twin(4)]), {0: (bad, 1), 1: (random_replay(), 1)}
     group.update(work)
     group.update(work)
-    Event.done = True
+    QueueOnTheHost.done = True
     failure, metrics = group.update(work).values()
     assert isinstance(failure, FloatingPointError)
     assert "update 1: critic_loss is not finite" in str(failure)

@@ -153,6 +153,41 @@ def test_a_failed_update_is_named_later_and_changes_nothing(meet: Callable[[Fuse
     assert learner.gradient_updates == 2
 
 
+def test_a_row_number_without_a_row_is_named_and_the_gpu_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, twin = (FusedLearner(O, A, make_config(), device="cuda", seed=3) for _ in range(2))
+    replay, same = filled(), filled()
+    for each, own in ((learner, replay), (twin, same)):
+        each.update(own, 1)
+    with monkeypatch.context() as patch:
+        numbers = torch.zeros(3 * B, dtype=torch.int64, device="cuda")
+        numbers[B + 1] = 2**40
+        patch.setattr(replay, "draw", lambda _: numbers)
+        learner.update(replay, 3)
+        patch.setattr(same, "draw", lambda _: numbers[:B])
+        twin.update(same, 1)
+    with pytest.raises(
+        ValueError, match=rf"update 3: index: expected rows in \[0, 64\), got {2**40}; the learner is as"
+    ):
+        learner.wait()
+    assert_states_equal(host(learner.state_dict()), host(twin.state_dict()))
+    learner.update(filled(), 1)
+    learner.wait()
+    assert learner.gradient_updates == 3
+
+
+def test_calls_on_streams_of_their_own_are_in_order() -> None:
+    learner, twin = (FusedLearner(O, A, make_config(), device="cuda", seed=3) for _ in range(2))
+    replay, same = filled(), filled()
+    torch.cuda.synchronize()
+    for steps in (1, 40, 3, 40, 2):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            learner.update(replay, steps)
+        twin.update(same, steps)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        state = host(learner.state_dict())
+    assert_states_equal(state, host(twin.state_dict()))
+
+
 def test_updates_wait_for_nothing_and_allocate_nothing() -> None:
     learner, replay = make_learner(O, A, make_config(), device="cuda", seed=3), filled()
     learner.update(replay, 2)  # both graphs are recorded

@@ -1,5 +1,6 @@
 import contextlib
 from typing import ClassVar
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -226,7 +227,7 @@ class Recorded:
 
     made: ClassVar[list[tuple[int, ...]]] = []
 
-    def __init__(self, act, observation, generator):
+    def __init__(self, act, observation, generator, recorder):
         Recorded.made.append(tuple(observation.shape))
         self._act = act
 
@@ -236,6 +237,7 @@ class Recorded:
 
 def test_a_graph_is_recorded_for_numbers_of_rows_that_come_back(monkeypatch):
     monkeypatch.setattr(policy_module, "_ActingGraph", Recorded)
+    monkeypatch.setattr(policy_module, "_Recorder", Mock())
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(Recorded, "made", [])
     policy, expected = (Policy(make_actor(activation="tanh"), seed=4) for _ in range(2))  # by torch on the CPU too
@@ -243,6 +245,61 @@ def test_a_graph_is_recorded_for_numbers_of_rows_that_come_back(monkeypatch):
         observation = observations(rows)
         np.testing.assert_array_equal(policy._act_on_gpu(observation), expected.act(observation))
     assert Recorded.made == [(16, O)]
+
+
+class FakeGraph:
+    """Stands in for torch.cuda.CUDAGraph: registers generators, and replays nothing."""
+
+    generators: ClassVar[list[torch.Generator]] = []
+
+    def register_generator_state(self, generator):
+        FakeGraph.generators.append(generator)
+
+    def replay(self):
+        pass
+
+
+@pytest.fixture
+def recordings(monkeypatch):
+    """What graphs are recorded with, where there is no GPU: acting is done once, on the host."""
+    made = []
+
+    @contextlib.contextmanager
+    def record(graph, **options):
+        made.append(options)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: object())
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Mock())
+    monkeypatch.setattr(policy_module, "_pinned", torch.empty_like)
+    monkeypatch.setattr(FakeGraph, "generators", [])
+    return made
+
+
+def test_graphs_share_their_stream_and_memory_and_are_few(recordings):
+    policy = Policy(make_actor(activation="tanh"), seed=4)
+    for rows in range(1, policy_module.MOST_GRAPHS + 4):
+        for _ in range(5):
+            assert policy._act_on_gpu(observations(rows)).shape == (rows, A)
+    assert len(recordings) == len(policy._graphs) == policy_module.MOST_GRAPHS
+    assert {id(each["stream"]) for each in recordings} == {id(policy._recorder.stream)}
+    assert {id(each["pool"]) for each in recordings} == {id(policy._recorder.pool)}
+    assert {each["capture_error_mode"] for each in recordings} == {"thread_local"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "count"), [({}, 0), ({"deterministic": True}, 0), ({"deterministic": True, "exploration_noise": 0.3}, 1)]
+)
+def test_a_generator_is_registered_where_it_is_drawn_from(recordings, fields, count):
+    policy = Policy(make_actor(activation="tanh"), seed=4, **fields)
+    for _ in range(4):
+        policy._act_on_gpu(observations(3))
+    assert len(recordings) == 1
+    assert len(FakeGraph.generators) == count
 
 
 @pytest.mark.parametrize("rows", [policy_module.NATIVE_ROWS, policy_module.NATIVE_ROWS + 1, 300])

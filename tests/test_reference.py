@@ -1,6 +1,8 @@
 """The reference update against the same algorithm written a second time, and what a learner promises."""
 
 import math
+from contextlib import contextmanager
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from learner_cases import OPTIONS, A, B, O, assert_states_equal, every_option, m
 from torch import nn
 from torch.distributions import Normal
 
+from sacfast import reference
 from sacfast.config import SACConfig
 from sacfast.networks import ACTIVATIONS
 from sacfast.reference import ReferenceLearner
@@ -532,3 +535,22 @@ def test_captured_updates_equal_eager_ones(fused_ops):
     assert list(metrics.to_dict().values()) == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-5)
     torch.testing.assert_close(captured.actor.flat, eager.actor.flat, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(captured._target.flat, eager._target.flat, rtol=1e-4, atol=1e-5)
+
+
+def test_recording_forbids_nothing_to_other_threads(monkeypatch):
+    """Where there is no GPU: with what a graph is recorded."""
+    options = []
+
+    @contextmanager
+    def record(graph, **given):
+        options.append(given)
+        yield
+
+    for name in ("Stream", "CUDAGraph", "graph_pool_handle"):
+        monkeypatch.setattr(torch.cuda, name, Mock())
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    learner = ReferenceLearner(O, A, make_config())
+    captured = reference._CapturedUpdate(learner)
+    monkeypatch.setattr(captured, "_work", lambda _: None)
+    captured._capture(True)
+    assert [each["capture_error_mode"] for each in options] == ["thread_local"]

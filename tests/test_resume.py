@@ -24,6 +24,8 @@ from sacfast import SAC, checkpoint, cli
 from sacfast.callbacks import Callback
 from sacfast.checkpoint import CheckpointError
 from sacfast.config import BACKENDS
+from sacfast.lock import RunLock
+from sacfast.rollout import Rollout
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,37 @@ def test_a_finished_run_can_be_made_longer(tmp_path: Path, whole: SAC) -> None:
     again = SAC.resume(tmp_path / "half")  # nothing is left to do: it ends as it had ended
     assert again.learn().timesteps == TOTAL
     assert_same_run(longer, again)
+
+
+def test_a_length_that_the_run_has_is_refused_before_environments_are_stepped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(tmp_path).learn(250)  # after which a resumed run steps its environments as often as they were since 200
+    with monkeypatch.context() as patch:
+        patch.setattr(Rollout, "restep", lambda *_: pytest.fail("the environments were stepped"))
+        for total in (249, 250):
+            message = f"total_timesteps: expected more than the 250 transitions that the run has, got {total}"
+            with pytest.raises(ValueError, match=message):
+                SAC.resume(tmp_path, total_timesteps=total)
+    assert SAC.resume(tmp_path, total_timesteps=251).learn().timesteps == 251
+
+
+def test_a_checkpoint_is_read_and_the_directory_locked_once(cut: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Path] = []
+    read, lock = checkpoint.read_manifest, RunLock.__init__
+
+    def read_manifest(directory: Path) -> dict[str, Any]:
+        calls.append(directory)
+        return read(directory)
+
+    def make_lock(self: RunLock, run_dir: Path) -> None:
+        calls.append(run_dir)
+        lock(self, run_dir)
+
+    monkeypatch.setattr(checkpoint, "read_manifest", read_manifest)
+    monkeypatch.setattr(RunLock, "__init__", make_lock)
+    SAC.resume(cut)
+    assert calls == [cut, cut / "checkpoints" / checkpoint.step_name(400)]
 
 
 def test_a_run_without_a_checkpoint_yet_starts_anew(
@@ -316,7 +349,7 @@ def test_a_save_killed_at_any_call_leaves_the_last_checkpoint(
     class Arm(Callback):
         def on_step(self, model: SAC, *_: Any) -> None:
             if model.timesteps == 596:  # the next step ends at a checkpoint, and replaces the best policy
-                model._progress.best_return = -math.inf
+                model._counts.best_return = -math.inf
                 monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # the dead clear nothing away
                 monkeypatch.setattr(os, "fsync", dying(os.fsync))
                 monkeypatch.setattr(Path, "rename", dying(Path.rename))

@@ -264,7 +264,7 @@ def whole_state(model: SAC) -> dict[str, Any]:
     tensors = {f"{group}.{name}": value for group, part in parts.items() for name, value in part.state_dict().items()}
     return {name: value.tolist() for name, value in tensors.items()} | {
         "exploration": model._exploration.bit_generator.state,
-        "progress": model._progress.to_json(),
+        "progress": model._counts.to_json(),
         "sac": model.config.to_dict(),
     }
 
@@ -368,7 +368,7 @@ def test_a_header_that_someone_has_edited_is_passed_over_or_harmless(
 
 
 def test_every_count_of_a_run_has_its_range() -> None:
-    assert set(trainer._PROGRESS) == set(trainer._Progress.__dataclass_fields__)
+    assert set(trainer._COUNTS) == set(trainer._Counts.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,23 @@ def test_replay_buffers_that_fit_one_by_one_but_not_together_are_refused(monkeyp
         learn_together(models, TOTAL)
 
 
+def test_the_actions_that_a_run_keeps_must_fit_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint at the end alone holds all actions, 4 bytes each, and is written from a copy."""
+    steps = 10_000_000
+    models = [small(3, run_dir=tmp_path / str(every), checkpoint_every=every) for every in (0, 1000)]
+    actions = 8 * steps * models[0].spec.action_dim
+    free = models[0].replay.rows.nbytes + actions - 1
+    monkeypatch.setattr("sacfast.memory.free_memory", lambda _: free)
+    message = (
+        r"replay_capacity: the replay buffer and the actions between checkpoints \(checkpoint_every\) need 0\.24 GB"
+    )
+    with pytest.raises(ValueError, match=message):
+        models[0].learn(steps)
+    monkeypatch.setattr("sacfast.trainer._Run", lambda *_: pytest.fail("it fits"))
+    with pytest.raises(pytest.fail.Exception, match="it fits"):
+        models[1].learn(steps)
+
+
 def flags(**changes: Any) -> list[str]:
     settings = {**SMALL, "env_id": ENV_ID, "total_timesteps": TOTAL, "seed": 3, "hidden_sizes": 16, **changes}
     settings.pop("progress")

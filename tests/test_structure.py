@@ -137,7 +137,7 @@ def test_only_the_trainer_sees_all_parts() -> None:
 
 
 def test_nothing_below_the_trainer_imports_it() -> None:
-    above = {"trainer", "cli", "__main__", "benchmark", "plotting"}
+    above = {"trainer", "cli", "completion", "__main__", "benchmark", "plotting"}
     # A callback is handed the model that learns: its signatures name it, and nothing is imported at run time.
     assert "if TYPE_CHECKING:\n    from sacfast.trainer import SAC\n" in (PACKAGE / "callbacks.py").read_text()
     for part in {part_of(path) for path in modules()} - above - {"callbacks"}:
@@ -178,8 +178,15 @@ def test_type_checkers_see_the_public_names() -> None:
     assert {*places, "__version__"} == set(sacfast.__all__)
 
 
-def test_the_version_is_that_of_the_project() -> None:
-    assert f'version = "{sacfast.__version__}"' in (ROOT / "pyproject.toml").read_text()
+def test_the_version_is_the_same_in_package_project_citation_and_changelog() -> None:
+    assert f'\nversion = "{sacfast.__version__}"\n' in (ROOT / "pyproject.toml").read_text()
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {sacfast.__version__}\n" in citation
+    released = re.search(r"^date-released: (.+)$", citation, flags=re.MULTILINE)
+    assert released is not None
+    newest = re.search(r"^## \[(\d.*)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == f"{sacfast.__version__}] - {released[1]}"
 
 
 @pytest.mark.parametrize(

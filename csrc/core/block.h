@@ -51,4 +51,13 @@ SACFAST_HD void keep_smallest(std::int64_t* smallest, std::int64_t value) {
 #endif
 }
 
+// Adds one to what others may add to at the same time; returns what was there.
+SACFAST_HD std::int64_t take_next(std::int64_t* counter) {
+#if defined(__CUDA_ARCH__)
+  return static_cast<std::int64_t>(atomicAdd(reinterpret_cast<unsigned long long*>(counter), 1ull));
+#else
+  return (*counter)++;
+#endif
+}
+
 }  // namespace sacfast::SACFAST_ISA

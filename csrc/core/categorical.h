@@ -21,12 +21,6 @@ struct Support {
   SACFAST_HD T atom(std::int64_t j) const { return v_min + static_cast<T>(j) * spacing; }
 };
 
-// NaN passes through.
-template <class V>
-SACFAST_HD V clip(V x, V low, V high) {
-  return x < low ? low : (x > high ? high : x);
-}
-
 // Where a moved atom lies among the atoms: in [0, M - 1], after the clip of equation 7.
 template <class V>
 SACFAST_HD V atom_position(V moved, V v_min, V v_max, V inverse_spacing, V last) {

@@ -33,6 +33,12 @@ SACFAST_HD V constant(double value) {
   return static_cast<V>(value);
 }
 
+// NaN passes through.
+template <class V>
+SACFAST_HD V clip(V x, V low, V high) {
+  return x < low ? low : (x > high ? high : x);
+}
+
 template <class T>
 SACFAST_HD T absolute(T x) {
   return std::fabs(x);
@@ -51,6 +57,11 @@ SACFAST_HD T log_one_plus(T x) {
 }
 template <class T>
 SACFAST_HD T exponential(T x) {
+  return std::exp(x);
+}
+// For x <= 0, such as a logit less the largest one.
+template <class T>
+SACFAST_HD T exponential_of_negative(T x) {
   return std::exp(x);
 }
 template <class T>
@@ -98,7 +109,15 @@ SACFAST_HD VecF square_root(VecF x) {
   return root;
 }
 
-// x = n ln 2 + r, |r| <= ln 2 / 2; p = exp(r) - 1 as a Taylor-like minimax polynomial; exp(x) = 2^n (1 + p).
+// exp(r) - 1 for |r| <= ln 2 / 2: a Taylor-like minimax polynomial.
+SACFAST_HD VecF expm1_polynomial(VecF r) {
+  const VecF r2 = r * r;
+  // Pairs first (Estrin's scheme): half the latency of Horner's, which is what bounds these loops.
+  const VecF high = (1.9875691500e-4f * r + 1.3981999507e-3f) * r2 + (8.3334519073e-3f * r + 4.1665795894e-2f);
+  return (high * r2 + (1.6666665459e-1f * r + 5.0000001201e-1f)) * r2 + r;
+}
+
+// x = n ln 2 + r, |r| <= ln 2 / 2; p = exp(r) - 1; exp(x) = 2^n (1 + p).
 template <>
 SACFAST_HD ExpPair<VecF> exp_and_expm1(VecF x) {
   const float lowest = -87.0f, highest = 88.37f;  // beyond: 2^n leaves the normal range; NaN passes both tests
@@ -107,10 +126,7 @@ SACFAST_HD ExpPair<VecF> exp_and_expm1(VecF x) {
   const VecF shifted = bounded * 1.44269504088896341f + round_to_integer;
   const VecF n = shifted - round_to_integer;
   const VecF r = (bounded - n * 0.693359375f) - n * -2.12194440e-4f;
-  const VecF r2 = r * r;
-  // Pairs first (Estrin's scheme): half the latency of Horner's, which is what bounds these loops.
-  const VecF high = (1.9875691500e-4f * r + 1.3981999507e-3f) * r2 + (8.3334519073e-3f * r + 4.1665795894e-2f);
-  const VecF p = (high * r2 + (1.6666665459e-1f * r + 5.0000001201e-1f)) * r2 + r;
+  const VecF p = expm1_polynomial(r);
   const VecI exponent = bit_cast<VecI>(shifted) - 0x4b400000 + 127;
   const VecF two_n = bit_cast<VecF>(exponent << 23);
   return {two_n * p + two_n, two_n * p + (two_n - 1.0f)};
@@ -121,6 +137,22 @@ SACFAST_HD VecF exponential(VecF x) {
   const VecF value = exp_and_expm1(x).exp;
   const VecF zero{};
   return x > 88.37f ? broadcast<VecF>(__builtin_inff()) : (x < -87.0f ? zero : value);
+}
+
+// Less work than exp(x): no overflow, and with AVX-512 an instruction each to round and to multiply by 2^n.
+template <>
+SACFAST_HD VecF exponential_of_negative(VecF x) {
+#if defined(__AVX512F__)
+  const VecF bounded = larger(broadcast<VecF>(-126.0f), x);  // of minus infinity, r would be NaN
+  const VecF n = bit_cast<VecF>(_mm512_maskz_roundscale_ps(
+      0xffff, bit_cast<__m512>(VecF(bounded * 1.44269504088896341f)), _MM_FROUND_TO_NEAREST_INT));
+  const VecF r = (bounded - n * 0.693359375f) - n * -2.12194440e-4f;
+  return bit_cast<VecF>(
+      _mm512_maskz_scalef_ps(0xffff, bit_cast<__m512>(VecF(expm1_polynomial(r) + 1.0f)), bit_cast<__m512>(n)));
+#else
+  const VecF value = exp_and_expm1(x).exp, zero{};
+  return x < -87.0f ? zero : value;
+#endif
 }
 
 // x = 2^k m with m in [sqrt(1/2), sqrt(2)); log m by polynomial in m - 1 (Cephes). For normal positive x.

@@ -146,16 +146,60 @@ SACFAST_HD V larger(V a, V b) {
   return a > b ? a : b;
 }
 
-// The sum of a vector's lanes, in pairs.
+// The smaller one; b where either is NaN.
+template <class V>
+SACFAST_HD V smaller(V a, V b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64)
+    return bit_cast<V>(_mm512_maskz_min_ps(0xffff, bit_cast<__m512>(a), bit_cast<__m512>(b)));
+#endif
+#if defined(__AVX__)
+  if constexpr (sizeof(V) == 32) return bit_cast<V>(_mm256_min_ps(bit_cast<__m256>(a), bit_cast<__m256>(b)));
+#endif
+#if defined(__SSE2__)
+  if constexpr (sizeof(V) == 16) return bit_cast<V>(_mm_min_ps(bit_cast<__m128>(a), bit_cast<__m128>(b)));
+#endif
+  return a < b ? a : b;
+}
+
+// from[index] of each lane, for an index in [0, 2 kFloats) (its other bits are not read): two loads, and no gather,
+// which would take an instruction for each lane.
+SACFAST_HD VecF pick(const float* from, VecI index) {
+#if defined(__AVX512F__)
+  return bit_cast<VecF>(
+      _mm512_permutex2var_ps(_mm512_loadu_ps(from), bit_cast<__m512i>(index), _mm512_loadu_ps(from + kFloats)));
+#elif defined(__AVX2__)
+  const __m256i lane = bit_cast<__m256i>(index);
+  const VecF low = bit_cast<VecF>(_mm256_permutevar8x32_ps(_mm256_loadu_ps(from), lane));
+  const VecF high = bit_cast<VecF>(_mm256_permutevar8x32_ps(_mm256_loadu_ps(from + kFloats), lane));
+  return (index & kFloats) != 0 ? high : low;
+#else
+  VecF value;
+  for (int lane = 0; lane < kFloats; ++lane) value[lane] = from[index[lane] & (2 * kFloats - 1)];
+  return value;
+#endif
+}
+
+// Combines a vector's lanes with those half a vector further, and so on: sums are in pairs. Halves are vectors too:
+// from a loop over the lanes, GCC makes instructions for each lane.
+template <class Scalar, int kLanes, class Combine>
+SACFAST_HD Scalar fold_lanes(Vec<Scalar, kLanes> value, Combine combine) {
+  if constexpr (kLanes == 4) {
+    return combine(combine(value[0], value[2]), combine(value[1], value[3]));
+  } else {
+    Vec<Scalar, kLanes / 2> halves[2];
+    __builtin_memcpy(halves, &value, sizeof(value));
+    return fold_lanes<Scalar, kLanes / 2>(combine(halves[0], halves[1]), combine);
+  }
+}
+
+// The sum of a vector's lanes.
 template <class V>
 SACFAST_HD typename LanesOf<V>::Scalar sum_of_lanes(V value) {
   if constexpr (LanesOf<V>::count == 1) {
     return value;
   } else {
-    for (int half = LanesOf<V>::count / 2; half > 0; half /= 2) {
-      for (int lane = 0; lane < half; ++lane) value[lane] += value[lane + half];
-    }
-    return value[0];
+    return fold_lanes<float, kFloats>(value, [](auto a, auto b) { return a + b; });
   }
 }
 
@@ -165,12 +209,7 @@ SACFAST_HD typename LanesOf<V>::Scalar largest_of_lanes(V value) {
   if constexpr (LanesOf<V>::count == 1) {
     return value;
   } else {
-    for (int half = LanesOf<V>::count / 2; half > 0; half /= 2) {
-      for (int lane = 0; lane < half; ++lane) {
-        if (value[lane + half] > value[lane]) value[lane] = value[lane + half];
-      }
-    }
-    return value[0];
+    return fold_lanes<float, kFloats>(value, [](auto a, auto b) { return a > b ? a : b; });
   }
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -53,6 +54,9 @@ struct UpdateCounters {
 enum class Metric : int { kCriticLoss, kActorLoss, kQMean, kTargetMean, kAlpha, kAlphaLoss, kEntropy, kValueLoss };
 constexpr int kMetrics = 8;
 
+// How many rows there are is not said: row numbers are not checked.
+constexpr std::int64_t kUnknownCapacity = std::numeric_limits<std::int64_t>::max();
+
 // The work of one call.
 template <class T>
 struct UpdateWork {
@@ -63,13 +67,17 @@ struct UpdateWork {
   const T* noise = nullptr;       // [B, A] of x
   int threads = 1;
   double metrics[kMetrics] = {};  // sums to go on with: one sum over many calls has the bits of one over one call
+  std::int64_t capacity = kUnknownCapacity;
 };
+
+constexpr const char* kRowFault = "index: expected rows in [0, ";
 
 struct UpdateOutcome {
   std::int64_t updates = 0;           // made; fewer than asked for when something was not finite
   std::int64_t gradient_updates = 0;  // made since the start
   double metrics[kMetrics] = {};      // the work's sums, with the updates made added one by one
-  std::string fault;                  // what was not finite in the update that was not made, or empty
+  // Why the next update was not made: the name of what was not finite, or kRowFault and a row number, or empty.
+  std::string fault;
 };
 
 // Where the time of an update goes.
@@ -104,6 +112,7 @@ struct QueuedWork {
   std::int64_t steps = 0;               // may differ between learners; 0: none
   // [P]: the actor's parameters to begin with, and those that result; null: those that the engine has.
   T* actor = nullptr;
+  std::int64_t capacity = kUnknownCapacity;  // rows that there are
 };
 
 template <class T>
@@ -118,10 +127,13 @@ constexpr int kMostLearners = 64;  // what each is to do travels in the argument
 
 // An engine that works while its caller goes on, for S learners side by side: a GPU's. All pointers of its work are to
 // the GPU's memory, and so may be those of `read` and `write`, which wait for what was queued.
+//
+// A call that throws std::runtime_error because the GPU refused some of its work has made the updates that were queued
+// before: `collect` says how many.
 template <class T>
 class QueuedEngine : public UpdateEngine<T> {
  public:
-  // What follows is queued there (CUDA: a stream).
+  // What follows is queued there (CUDA: a stream), behind what this engine has queued elsewhere.
   virtual void use_queue(void* queue) = 0;
 
   // Of which learner `read`, `write` and `counters` speak.
@@ -129,16 +141,20 @@ class QueuedEngine : public UpdateEngine<T> {
 
   virtual void enqueue(const QueuedCall<T>& call) = 0;
 
+  // Whether what was queued is done; `collect` would not wait.
+  virtual bool is_done() = 0;
+
   // Waits for what was queued, and says what came of the last call, for each learner. One that failed has made none of
   // the updates queued behind it, in this call and in later ones; now it goes on.
   virtual std::vector<UpdateOutcome> collect() = 0;
 };
 
-// On a GPU, in `memory` there: so many bytes of zeros, which stay the caller's.
+// On a GPU, in `memory` there, which stays the caller's. It is set up behind what `queue` has to do.
 template <class T>
 std::int64_t cuda_engine_bytes(const UpdateSettings& settings, int learners);
 template <class T>
-std::unique_ptr<QueuedEngine<T>> make_cuda_engine(const UpdateSettings& settings, int learners, void* memory);
+std::unique_ptr<QueuedEngine<T>> make_cuda_engine(const UpdateSettings& settings, int learners, void* memory,
+                                                  void* queue);
 
 // What an engine of T takes of the host's memory.
 template <class T>

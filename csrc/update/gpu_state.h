@@ -89,6 +89,7 @@ struct GpuState {
   }
 
   std::int64_t bytes() const { return bytes_; }
+  std::int64_t state_bytes() const { return state_bytes_; }  // what outlives an update: it comes first
   GpuNetwork<T>& network(Network name) { return networks[static_cast<int>(name)]; }
   const GpuNetwork<T>& network(Network name) const { return networks[static_cast<int>(name)]; }
   bool has_target(Network name) const {
@@ -116,9 +117,23 @@ struct GpuState {
     return hidden;
   }
 
+  void lay_out_parameters(Carver& carver) {
+    for (int index = 0; index < kNetworks; ++index) {
+      GpuNetwork<T>& each = networks[index];
+      if (!each.exists()) continue;
+      each.parameters = each.layers.back().bias + each.layers.back().outputs;
+      for (int part = 0; part < kParts; ++part) {
+        if (static_cast<Part>(part) == Part::kTarget && !has_target(static_cast<Network>(index))) continue;
+        for (T*& buffer : each.parts[part]) buffer = carver.take<T>(each.parameters);
+      }
+    }
+  }
+
   void lay_out(Carver& carver) {
     const std::int64_t pair = observations + actions;
     scalars = carver.take<GpuScalars<T>>(1);
+    lay_out_parameters(carver);
+    state_bytes_ = carver.used();
     for (Draw<T>* each : {&next_draw, &draw}) {
       each->hidden = hidden_of(carver);
       each->head = carver.take<T>(batch * 2 * actions);
@@ -130,11 +145,6 @@ struct GpuState {
       GpuNetwork<T>& each = networks[index];
       if (!each.exists()) continue;
       const bool is_actor = static_cast<Network>(index) == Network::kActor;
-      each.parameters = each.layers.back().bias + each.layers.back().outputs;
-      for (int part = 0; part < kParts; ++part) {
-        if (static_cast<Part>(part) == Part::kTarget && !has_target(static_cast<Network>(index))) continue;
-        for (T*& buffer : each.parts[part]) buffer = carver.take<T>(each.parameters);
-      }
       each.hidden = is_actor ? draw.hidden : hidden_of(carver);
       each.deltas = hidden_of(carver);
       each.out = is_actor ? draw.head : carver.take<T>(batch);
@@ -148,7 +158,7 @@ struct GpuState {
     for (Hidden<T>& each : target_hidden) each = hidden_of(carver);
   }
 
-  std::int64_t bytes_ = 0;
+  std::int64_t bytes_ = 0, state_bytes_ = 0;
 };
 
 }  // namespace sacfast::SACFAST_ISA

@@ -18,9 +18,10 @@
 
 namespace sacfast::SACFAST_ISA {
 
-// What was not finite; further values are kFaultOfTensor + tensor_number.
+// What was not finite, or a row number that there is no row for; further values are kFaultOfTensor + tensor_number.
 constexpr std::int64_t kNoFault = 0, kFaultOfCriticLoss = 1, kFaultOfActorLoss = 2, kFaultOfValueLoss = 3;
-constexpr std::int64_t kFaultOfTemperature = 4, kFaultOfTensor = 5;
+constexpr std::int64_t kFaultOfTemperature = 4, kFaultOfRow = 5, kFaultOfTensor = 6;
+constexpr std::int64_t kNoPlace = std::int64_t{1} << 62;
 
 // Adam steps of an update: of each network, and of the temperature.
 constexpr int kOfTemperature = kNetworks, kSteps = kNetworks + 1;
@@ -35,7 +36,10 @@ struct GpuScalars {
   const float* rows;          // of the replay buffer
   const std::int64_t* index;  // [steps, B]
   std::int64_t steps;
-  T* actor;  // takes its parameters
+  std::int64_t capacity;   // rows that there are
+  std::int64_t bad_place;  // the first in `index`, of those met so far, whose row there is not
+  std::int64_t bad_row;    // what stands there
+  T* actor;                // takes its parameters
   const T *next_noise, *noise;
   std::int64_t step;
   std::int64_t updates;
@@ -108,6 +112,8 @@ struct BeginCall : Body<T> {
       scalars.rows = mine.rows;
       scalars.index = mine.index;
       scalars.steps = mine.steps;
+      scalars.capacity = mine.capacity;
+      scalars.bad_place = kNoPlace;
       scalars.actor = mine.actor;
       scalars.next_noise = next_noise;
       scalars.noise = noise;
@@ -149,13 +155,15 @@ struct Settle : Body<T> {
   }
 };
 
-// Leaves what the caller reads without waiting: of each learner the actor's parameters, and the sums of the metrics.
+// Leaves what the caller reads without waiting: of each learner the actor's parameters, the sums of the metrics, and
+// its scalars in the host's memory.
 template <class T>
 struct EndCall : Body<T> {
   using Shared = NoShared;
   const T* parameters[2];  // of the actor
   std::int64_t count;
-  double* metrics;  // [S, kMetrics]; null: not wanted
+  double* metrics;         // [S, kMetrics]; null: not wanted
+  GpuScalars<T>* outcome;  // [S]
 
   std::int64_t blocks() const { return blocks_of_threads(count > kMetrics ? count : kMetrics); }
 
@@ -167,6 +175,7 @@ struct EndCall : Body<T> {
       const std::int64_t at = block.index * kBlockThreads + thread;
       if (scalars.actor != nullptr && at < count) scalars.actor[at] = from[at];
       if (metrics != nullptr && at < kMetrics) metrics[block.learner * kMetrics + at] = scalars.metrics[at];
+      if (at == 0) outcome[block.learner] = scalars;
     });
   }
 };
@@ -199,8 +208,11 @@ struct Gather : Body<T> {
       const std::int64_t element = block.index * kBlockThreads + thread;
       if (element >= batch * width) return;
       const std::int64_t row = element / width, col = element % width;
-      const float value = scalars.rows[scalars.index[scalars.step * batch + row] * width + col];
-      const T exact = static_cast<T>(value);
+      const std::int64_t place = scalars.step * batch + row, number = scalars.index[place];
+      const bool exists = number >= 0 && number < scalars.capacity;
+      // Nothing is read where there is no row: that would end the process's work on the GPU.
+      if (!exists && col == 0) keep_smallest(&scalars.bad_place, place);
+      const T exact = static_cast<T>(exists ? scalars.rows[number * width + col] : 0.0f);
       if (col < pair) here(stored)[row * pair + col] = exact;
       if (col < observations) here(current)[row * pair + col] = exact;
       if (col == pair) here(reward)[row] = reward_scale * exact;
@@ -281,7 +293,10 @@ struct Finish : Body<T> {
     metric(Metric::kValueLoss) = 0.5 * shared.sums[kSquaredValueErrors][0] * inverse;
 
     // In the order in which a step by step update would have met it.
-    if (!is_finite(metric(Metric::kCriticLoss))) {
+    if (scalars.bad_place != kNoPlace) {
+      scalars.bad_row = scalars.index[scalars.bad_place];
+      scalars.fault = kFaultOfRow;
+    } else if (!is_finite(metric(Metric::kCriticLoss))) {
       scalars.fault = kFaultOfCriticLoss;
     } else if (scalars.bad_critic != kNoTensor) {
       scalars.fault = kFaultOfTensor + scalars.bad_critic;

@@ -69,16 +69,21 @@ struct TensorTile {
     const Place at(thread);
     left += at.first_row + at.group;
     right += at.first_col + at.group;
+    // A warp multiplies together: the loops count alike in all its threads.
     if constexpr (kIsTf32) {
+      left += at.lane * kPitch;
+      right += at.lane * kPitch;
 #pragma unroll
-      for (int k = at.lane; k < kDepth; k += 8) {
+      for (int k = 0; k < kDepth; k += 8) {
         multiply_tf32(tf32(left[k * kPitch]), tf32(left[k * kPitch + 8]), tf32(left[(k + 4) * kPitch]),
                       tf32(left[(k + 4) * kPitch + 8]), tf32(right[k * kPitch]), tf32(right[(k + 4) * kPitch]),
                       sums.values);
       }
     } else {
+      left += 2 * at.lane * kPitch;
+      right += 2 * at.lane * kPitch;
 #pragma unroll
-      for (int k = 2 * at.lane; k < kDepth; k += 16) {
+      for (int k = 0; k < kDepth; k += 16) {
         multiply_bf16(pair(left + k * kPitch), pair(left + k * kPitch + 8), pair(left + (k + 8) * kPitch),
                       pair(left + (k + 8) * kPitch + 8), pair(right + k * kPitch), pair(right + (k + 8) * kPitch),
                       sums.values);

@@ -269,33 +269,36 @@ class GpuEngine {
   GpuEngine(const UpdateSettings& settings, int learners, Address memory, Address stream)
       : settings_(checked_settings(settings, learners)),
         learners_(learners),
-        engine_(make_cuda_engine<T>(settings, learners, at<void>(memory))) {
-    engine_->use_queue(at<void>(stream));
-  }
+        engine_(make_cuda_engine<T>(settings, learners, at<void>(memory), at<void>(stream))) {}
 
   static std::int64_t bytes(const UpdateSettings& settings, int learners) {
     return cuda_engine_bytes<T>(checked_settings(settings, learners), learners);
   }
 
-  // Of each learner: the addresses of its rows and of its index, its steps, and the address of its actor.
-  using Work = std::tuple<Address, Address, std::int64_t, Address>;
+  // What follows is queued there.
+  void use_stream(Address stream) { engine_->use_queue(at<void>(stream)); }
 
-  void enqueue(const std::vector<Work>& work, Address next_noise, Address noise, Address metrics, Address stream) {
+  // Of each learner: the address and the number of its rows, the address of its index, its steps, and the address of
+  // its actor.
+  using Work = std::tuple<Address, std::int64_t, Address, std::int64_t, Address>;
+
+  void enqueue(const std::vector<Work>& work, Address next_noise, Address noise, Address metrics) {
     if (work.size() != static_cast<std::size_t>(learners_)) {
       throw std::invalid_argument("work: expected that of " + std::to_string(learners_) + " learners, got " +
                                   std::to_string(work.size()));
     }
     QueuedCall<T> call;
-    for (const auto& [rows, index, steps, actor] : work) {
-      call.work.push_back({at<const float>(rows), at<const std::int64_t>(index), steps, at<T>(actor)});
+    for (const auto& [rows, capacity, index, steps, actor] : work) {
+      call.work.push_back({at<const float>(rows), at<const std::int64_t>(index), steps, at<T>(actor), capacity});
     }
     call.next_noise = at<const T>(next_noise);
     call.noise = at<const T>(noise);
     call.metrics = at<double>(metrics);
     const py::gil_scoped_release released;
-    engine_->use_queue(at<void>(stream));
     engine_->enqueue(call);
   }
+
+  bool is_done() { return engine_->is_done(); }
 
   py::list collect() {
     std::vector<UpdateOutcome> outcomes;
@@ -349,8 +352,10 @@ void define_gpu_engine(py::module_& module, const char* name) {
             return GpuEngine<T>::bytes(made<UpdateSettings>(settings), learners);
           },
           py::arg("settings"), py::arg("learners"))
+      .def("use_stream", checked_self(&GpuEngine<T>::use_stream), py::arg("stream"))
       .def("enqueue", checked_self(&GpuEngine<T>::enqueue), py::arg("work"), py::arg("next_noise"), py::arg("noise"),
-           py::arg("metrics"), py::arg("stream"))
+           py::arg("metrics"))
+      .def("is_done", checked_self(&GpuEngine<T>::is_done))
       .def("collect", checked_self(&GpuEngine<T>::collect))
       .def("select", checked_self(&GpuEngine<T>::select), py::arg("learner"))
       .def("read", checked_self(&GpuEngine<T>::read), py::arg("network"), py::arg("part"), py::arg("into"))

@@ -22,6 +22,7 @@ from sacfast import ops
 from sacfast.benchmark.harness import Contender, Rounds, Settings
 from sacfast.ops.adam_polyak import adam_polyak_reference_
 from sacfast.ops.categorical import categorical_cross_entropy_reference, categorical_target_reference
+from sacfast.ops.moments import normalize_reference, update_running_moments_reference_
 from sacfast.ops.polyak import polyak_update_reference_
 from sacfast.ops.quantile import quantile_huber_loss_reference, truncated_quantile_target_reference
 from sacfast.ops.tanh_gaussian import tanh_gaussian_log_prob_reference, tanh_gaussian_rsample_reference
@@ -29,6 +30,8 @@ from sacfast.ops.twin_q import twin_q_target_reference
 
 FUSED = "fused"
 COPY = "copy"
+PLAIN = "plain torch"
+COMPILED = "torch.compile"
 
 TAU = 0.005
 # The twin critics of HalfCheetah (observation 17, action 6) with hidden layers 256-256: weight and bias by layer.
@@ -54,6 +57,12 @@ class PytestBenchmark(Protocol):
     def pedantic(self, target: Callable[[], None], *, rounds: int, warmup_rounds: int) -> None:
         """Call `target` that often, and time it."""
         ...
+
+
+def _with_compiled(call: Callable[[Callable[..., Any]], object], fused: Any, plain: Any) -> dict[str, Contender]:
+    """Return the contenders of a case: `call` of the op, of its plain twin, and of the twin as torch compiles it."""
+    compiled = torch.compile(plain, fullgraph=True)
+    return {FUSED: partial(call, fused), PLAIN: partial(call, plain), COMPILED: partial(call, compiled)}
 
 
 def rsample_forward(rows: int, cols: int, device: str, memory_bound: bool = False) -> Case:
@@ -119,10 +128,7 @@ def categorical_target(rows: int, atoms: int, device: str, memory_bound: bool = 
     reward, next_log_prob = _normal(rows, device=device), _normal(rows, device=device)
     logits1, logits2 = _normal(rows, atoms, device=device), _normal(rows, atoms, device=device).flip(-1).contiguous()
     arguments = reward, reward > 1, logits1, logits2, next_log_prob, 0.2, 0.99, -5.0, 5.0
-    contenders: dict[str, Contender] = {
-        FUSED: lambda: ops.categorical_target(*arguments),
-        "plain torch": lambda: categorical_target_reference(*arguments),
-    }
+    contenders = _with_compiled(lambda f: f(*arguments), ops.categorical_target, categorical_target_reference)
     moved = 3 * logits1.nbytes if memory_bound else None
     return Case("categorical_target", f"[{rows}, {atoms}]", contenders, moved)
 
@@ -132,10 +138,14 @@ def cross_entropy(rows: int, atoms: int, device: str, memory_bound: bool = False
     logits = _normal(rows, atoms, device=device).requires_grad_()
     target = _normal(rows, atoms, device=device).softmax(-1)
     gradient = torch.full((rows,), 1 / rows, device=device)
-    contenders: dict[str, Contender] = {
-        FUSED: lambda: _engine([ops.categorical_cross_entropy(logits, target)], [logits], [gradient]),
-        "plain torch": lambda: _engine([categorical_cross_entropy_reference(logits, target)], [logits], [gradient]),
-    }
+    contenders = _with_compiled(
+        lambda f: _engine([f(logits, target)], [logits], [gradient]),
+        ops.categorical_cross_entropy,
+        categorical_cross_entropy_reference,
+    )
+    contenders["torch's cross_entropy"] = lambda: _engine(
+        [torch.nn.functional.cross_entropy(logits, target, reduction="none")], [logits], [gradient]
+    )
     # Logits, target and slope; the slope again, and the gradient.
     moved = 5 * logits.nbytes if memory_bound else None
     return Case("categorical_cross_entropy forward + backward", f"[{rows}, {atoms}]", contenders, moved)
@@ -146,10 +156,11 @@ def quantile_huber(rows: int, critics: int, quantiles: int, device: str) -> Case
     predicted = _normal(rows, critics, quantiles, device=device).requires_grad_()
     target = _normal(rows, critics * (quantiles - 2), device=device)
     gradient = torch.full((rows, critics), 1 / rows, device=device)
-    contenders: dict[str, Contender] = {
-        FUSED: lambda: _engine([ops.quantile_huber_loss(predicted, target)], [predicted], [gradient]),
-        "plain torch": lambda: _engine([quantile_huber_loss_reference(predicted, target)], [predicted], [gradient]),
-    }
+    contenders = _with_compiled(
+        lambda f: _engine([f(predicted, target)], [predicted], [gradient]),
+        ops.quantile_huber_loss,
+        quantile_huber_loss_reference,
+    )
     return Case("quantile_huber_loss forward + backward", f"[{rows}, {critics}, {quantiles}]", contenders)
 
 
@@ -158,10 +169,9 @@ def truncated_quantile_target(rows: int, critics: int, quantiles: int, device: s
     reward, next_log_prob = _normal(rows, device=device), _normal(rows, device=device)
     next_quantiles = _normal(rows, critics, quantiles, device=device)
     arguments = reward, reward > 1, next_quantiles, next_log_prob, 2, 0.2, 0.99
-    contenders: dict[str, Contender] = {
-        FUSED: lambda: ops.truncated_quantile_target(*arguments),
-        "plain torch": lambda: truncated_quantile_target_reference(*arguments),
-    }
+    contenders = _with_compiled(
+        lambda f: f(*arguments), ops.truncated_quantile_target, truncated_quantile_target_reference
+    )
     moved = next_quantiles.nbytes * (2 * quantiles - 2) // quantiles if memory_bound else None
     return Case("truncated_quantile_target", f"[{rows}, {critics}, {quantiles}]", contenders, moved)
 
@@ -200,14 +210,47 @@ def adam_polyak(shapes: Sequence[tuple[int, ...]], size: str, device: str, memor
         optimiser.step()
         torch._foreach_lerp_(targets, params, TAU)
 
-    contenders: dict[str, Contender] = {
-        FUSED: lambda: ops.adam_polyak_(*lists, step=1000, lr=3e-4, tau=TAU),
-        "plain torch": lambda: adam_polyak_reference_(*lists, step=1000, lr=3e-4, tau=TAU),
-        **{name: partial(step_and_average, optimiser) for name, optimiser in optimisers.items()},
-    }
+    contenders = _with_compiled(
+        lambda f: f(*lists, step=1000, lr=3e-4, tau=TAU), ops.adam_polyak_, adam_polyak_reference_
+    )
+    contenders |= {name: partial(step_and_average, optimiser) for name, optimiser in optimisers.items()}
     # Four tensors are read and written, the gradient is read.
     moved = 9 * sum(param.nbytes for param in params) if memory_bound else None
     return Case("adam_polyak_", size, contenders, moved)
+
+
+def running_moments(rows: int, cols: int, device: str, memory_bound: bool = False) -> Case:
+    """Merge a batch into running moments; the plain twin sums in float64 too."""
+    batch = _normal(rows, cols, device=device)
+    moments = [torch.zeros(cols, device=device, dtype=torch.float64) for _ in range(2)]
+    count = torch.zeros((), device=device, dtype=torch.float64)
+    contenders = _with_compiled(
+        lambda f: f(*moments, count, batch), ops.update_running_moments_, update_running_moments_reference_
+    )
+    narrow = [torch.zeros(cols, device=device) for _ in range(2)]
+    contenders["plain torch in float32"] = lambda: _merge_in_float32(narrow[0], narrow[1], count, batch)
+    return Case("update_running_moments_", f"[{rows}, {cols}]", contenders, batch.nbytes if memory_bound else None)
+
+
+@torch.no_grad()
+def _merge_in_float32(mean: Tensor, variance: Tensor, count: Tensor, batch: Tensor) -> None:
+    """Do it as the libraries do that compute in torch, with their rounding errors."""
+    batch_variance, batch_mean = torch.var_mean(batch, 0, correction=0)
+    delta, total = batch_mean - mean, count + len(batch)
+    deviations = variance * count + batch_variance * len(batch) + delta.square() * (count * len(batch) / total)
+    mean += delta * (len(batch) / total)
+    variance.copy_(deviations / total)
+    count.copy_(total)
+
+
+def normalize(rows: int, cols: int, device: str, memory_bound: bool = False) -> Case:
+    """Normalise a batch by float32 moments, which plain torch needs to stay in float32; no autograd."""
+    x, mean, variance = _normal(rows, cols, device=device), _normal(cols, device=device), _normal(cols, device=device)
+    arguments = x, mean, variance.exp(), 1e-8, 10.0
+    contenders = _with_compiled(lambda f: f(*arguments), ops.normalize, normalize_reference)
+    out = torch.empty_like(x)
+    contenders["fused, out="] = lambda: ops.normalize(*arguments, out=out)
+    return Case("normalize", f"[{rows}, {cols}]", contenders, 2 * x.nbytes if memory_bound else None)
 
 
 def _large_rsample(device: str) -> Case:
@@ -232,6 +275,14 @@ def _large_categorical_target(device: str) -> Case:
     return categorical_target(_large(device) // 128, 101, device, memory_bound=True)
 
 
+def _large_running_moments(device: str) -> Case:
+    return running_moments(_large(device) // 32, 101, device, memory_bound=True)
+
+
+def _large_normalize(device: str) -> Case:
+    return normalize(_large(device) // 32, 101, device, memory_bound=True)
+
+
 def _large_cross_entropy(device: str) -> Case:
     return cross_entropy(_large(device) // 128, 101, device, memory_bound=True)
 
@@ -253,13 +304,24 @@ CASES: dict[str, Callable[[str], Case]] = {
     "cross_entropy_256x101": partial(cross_entropy, 256, 101),
     "quantile_huber_256x5x25": partial(quantile_huber, 256, 5, 25),
     "truncated_target_256x5x25": partial(truncated_quantile_target, 256, 5, 25),
+    "running_moments_256x101": partial(running_moments, 256, 101),
+    "normalize_256x101": partial(normalize, 256, 101),
     "adam_polyak_twin_critics": partial(adam_polyak, 2 * CRITIC_SHAPES, "twin critics, 12 tensors"),
+    # A million elements: on a CPU the last-level cache may hold them, so the copy beside them is a fast one.
+    "categorical_target_1e6": partial(categorical_target, 9901, 101, memory_bound=True),
+    "cross_entropy_1e6": partial(cross_entropy, 9901, 101, memory_bound=True),
+    "truncated_target_1e6": partial(truncated_quantile_target, 8000, 5, 25, memory_bound=True),
+    "adam_polyak_1e6": partial(adam_polyak, [(250_000,)] * 4, "4 x [250000]", memory_bound=True),
+    "running_moments_1e6": partial(running_moments, 9901, 101, memory_bound=True),
+    "normalize_1e6": partial(normalize, 9901, 101, memory_bound=True),
     "rsample_large": _large_rsample,
     "twin_q_large": _large_twin_q_target,
     "polyak_large": _large_polyak,
     "adam_polyak_large": _large_adam_polyak,
     "categorical_target_large": _large_categorical_target,
     "cross_entropy_large": _large_cross_entropy,
+    "running_moments_large": _large_running_moments,
+    "normalize_large": _large_normalize,
     "truncated_target_large": _large_truncated_quantile_target,
 }
 

@@ -155,6 +155,19 @@ def train_table(row: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *_remarks(row)])
 
 
+def autograd_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Format what `benchmarks.autograd` has written."""
+    lines = ["fastest sample of a round: median (20th - 80th percentile) over the rounds; ratios are inside each round"]
+    for row in rows:
+        lines += ["", f"{row['op']}  {row['size']}"]
+        for name, microseconds in row["microseconds"].items():
+            ratio = row["times_slower_than_cpp"].get(name)
+            what = name if name == "plain torch" else f"autograd in {name}"
+            line = f"  {what:20}{_spread(microseconds, ' us'):>34}"
+            lines.append(line + ("" if ratio is None else f"{_spread(ratio, ' times that of C++'):>46}"))
+    return "\n".join(lines)
+
+
 def _size(row: Mapping[str, Any]) -> str:
     hidden = "-".join(map(str, row["hidden_sizes"]))
     sizes = f"observation {row['observation_dim']}, action {row['action_dim']}, hidden {hidden}"

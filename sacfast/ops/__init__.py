@@ -7,6 +7,7 @@ the baseline of the benchmarks.
 from sacfast import _ext
 from sacfast.ops.adam_polyak import adam_polyak_
 from sacfast.ops.categorical import categorical_cross_entropy, categorical_target
+from sacfast.ops.moments import normalize, update_running_moments_
 from sacfast.ops.polyak import polyak_update_
 from sacfast.ops.quantile import quantile_huber_loss, truncated_quantile_target
 from sacfast.ops.tanh_gaussian import philox_state, tanh_gaussian_log_prob, tanh_gaussian_rsample
@@ -19,6 +20,7 @@ __all__ = [
     "adam_polyak_",
     "categorical_cross_entropy",
     "categorical_target",
+    "normalize",
     "philox_state",
     "polyak_update_",
     "quantile_huber_loss",
@@ -26,4 +28,5 @@ __all__ = [
     "tanh_gaussian_rsample",
     "truncated_quantile_target",
     "twin_q_target",
+    "update_running_moments_",
 ]

@@ -1,8 +1,9 @@
 """Autograd, autocast and torch's generators in Python, for a torch that no library of them in C++ was built for.
 
 LibTorch's stable ABI, on which the ops' kernels stand, has none of the three. What csrc/ops/*_autograd.cpp does for one
-minor version of torch, this does for every version, with the same results and some 30 us a call slower. Importing it
-registers it with torch.
+minor version of torch, this does for every version, with the same results and some 25 us a call slower. Importing it
+registers it with torch. The `torch.autograd.Function`s have no `setup_context`: with one, torch inspects the signature
+of `forward` at each call, for 15 us.
 
 First derivatives in reverse mode are those of the native backward ops. All others, and everything under `torch.func`,
 are those of the plain ops (`_transforms`).
@@ -15,31 +16,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import DispatchKey, DispatchKeySet
-from torch._ops import OpOverload
-from torch.autograd import forward_ad
 
-from sacfast.ops._library import LIBRARY
+from sacfast.ops import _private
+from sacfast.ops._gradients import has_tangent
+from sacfast.ops._library import DEVICES, LIBRARY, Op
 
 _OPS = torch.ops.sacfast
-Op = OpOverload[..., Any]
 
 
 def _below(op: Op, *arguments: Any) -> Any:
     """Call the op's kernel, past autograd."""
-    with torch._C._AutoDispatchBelowAutograd():
+    with _private.AutoDispatchBelowAutograd():
         return op(*arguments)
-
-
-def _has_tangent(arguments: tuple[Any, ...]) -> bool:
-    if forward_ad._current_level < 0:
-        return False
-    return any(isinstance(each, Tensor) and forward_ad.unpack_dual(each).tangent is not None for each in arguments)
 
 
 def _is_transformed(arguments: tuple[Any, ...]) -> bool:
     """Whether `torch.func` or forward mode goes through the call. `torch.autograd.Function` serves neither here."""
-    return torch._C._are_functorch_transforms_active() or _has_tangent(arguments)
+    if _private.are_functorch_transforms_active():
+        return True
+    return has_tangent(*(each for each in arguments if isinstance(each, Tensor)))
 
 
 def _requires_grad(arguments: tuple[Any, ...]) -> bool:
@@ -77,14 +72,11 @@ def _register_backward(name: str) -> None:
 
 class _Target(torch.autograd.Function):
     @staticmethod
-    def forward(*inputs: Any) -> Any:
-        return _below(_OPS.twin_q_target.default, *inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def forward(ctx: Any, *inputs: Any) -> Any:
         _, terminated, next_q1, next_q2, next_log_prob, alpha, alpha_value, gamma, gamma_value = inputs
         ctx.save_for_backward(terminated, next_q1, next_q2, next_log_prob, alpha, gamma)
         ctx.numbers = alpha_value, gamma_value
+        return _below(_OPS.twin_q_target.default, *inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -119,12 +111,9 @@ def _target(*inputs: Any) -> Any:
 
 class _LogProb(torch.autograd.Function):
     @staticmethod
-    def forward(*inputs: Any) -> Any:
-        return _below(_OPS.tanh_gaussian_log_prob.default, *inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def forward(ctx: Any, *inputs: Any) -> Any:
         ctx.save_for_backward(*inputs)
+        return _below(_OPS.tanh_gaussian_log_prob.default, *inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -147,23 +136,19 @@ def _log_prob(*inputs: Any) -> Any:
 
 class _Rsample(torch.autograd.Function):
     @staticmethod
-    def forward(mean: Tensor, log_std: Tensor, noise: Tensor | None, *drawn: Any) -> Any:
-        if noise is None:
-            return _below(_OPS._tanh_gaussian_rsample_with_noise.default, mean, log_std, *drawn)
-        return (*_below(_OPS.tanh_gaussian_rsample.default, mean, log_std, noise, *drawn), None)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        mean, log_std, noise, _generator, _state, *options, scale = inputs
+    def forward(ctx: Any, mean: Tensor, log_std: Tensor, noise: Tensor | None, *drawn: Any) -> Any:
+        _generator, _state, *options, scale = drawn
         ctx.set_materialize_grads(False)
-        if noise is None:
-            noise = output[2]
-            ctx.mark_non_differentiable(noise)
-        ctx.save_for_backward(mean, log_std, noise, scale)
         ctx.options = options
+        if noise is None:
+            *sample, noise = _below(_OPS._tanh_gaussian_rsample_with_noise.default, mean, log_std, *drawn)
+        else:
+            sample = _below(_OPS.tanh_gaussian_rsample.default, mean, log_std, noise, *drawn)
+        ctx.save_for_backward(mean, log_std, noise, scale)
+        return tuple(sample)
 
     @staticmethod
-    def backward(ctx: Any, grad_action: Tensor | None, grad_log_prob: Tensor | None, _: None) -> Any:
+    def backward(ctx: Any, grad_action: Tensor | None, grad_log_prob: Tensor | None) -> Any:
         others = (None,) * 7
         if grad_action is None and grad_log_prob is None:
             return None, None, *others
@@ -188,7 +173,7 @@ def _rsample(mean: Tensor, log_std: Tensor, noise: Tensor | None, *drawn: Any) -
         _check_no_grad("action_scale", scale)
     if not _requires_grad((mean, log_std)):
         return _below(op, mean, log_std, noise, *drawn)
-    return _Rsample.apply(mean, log_std, noise, *drawn)[:2]  # type: ignore[no-untyped-call]
+    return _Rsample.apply(mean, log_std, noise, *drawn)  # type: ignore[no-untyped-call]
 
 
 # ---- torch's generators: a stream of noise is drawn here, for ops that know no generator -------------------------
@@ -256,7 +241,7 @@ def _sample_with_noise(mean: Tensor, log_std: Tensor, generator: Any, state: Ten
 
 def _polyak_update_counted_(targets: list[Tensor], onlines: list[Tensor], tau: float) -> None:
     """Let autograd notice that a tensor saved for backward has changed."""
-    with torch._C._ExcludeDispatchKeyGuard(DispatchKeySet(DispatchKey.ADInplaceOrView)):
+    with _private.ExcludeDispatchKeyGuard(_private.DispatchKeySet(_private.DispatchKey.ADInplaceOrView)):
         _OPS.polyak_update_.default(targets, onlines, tau)
     torch.autograd.graph.increment_version(targets)
 
@@ -285,9 +270,10 @@ LIBRARY.impl("polyak_update_", _polyak_update_, "Autograd")
 LIBRARY.impl("polyak_update_", _polyak_update_counted_, "ADInplaceOrView")
 for _name in ("twin_q_target_backward", "tanh_gaussian_log_prob_backward", "tanh_gaussian_rsample_backward"):
     _register_backward(_name)
-for _device in ("CPU", "CUDA"):
+for _device in DEVICES:
     LIBRARY.impl("tanh_gaussian_rsample", _sample, _device)
     LIBRARY.impl("_tanh_gaussian_rsample_with_noise", _sample_with_noise, _device)
+for _device in ("CPU", "CUDA"):
     for _name in ("twin_q_target", "tanh_gaussian_rsample", "tanh_gaussian_log_prob"):
         # The density needs float32, as torch's own log-probabilities do.
         torch.library.register_autocast(f"sacfast::{_name}", _device.lower(), torch.float32)

@@ -4,22 +4,48 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch._ops import OpOverload
+
+from sacfast import _ext
+
+if TYPE_CHECKING:
+    from torch._ops import OpOverload  # whose place is private
+
+    Op: TypeAlias = OpOverload[..., Any]
+else:
+    Op = Any
 
 LIBRARY = torch.library.Library("sacfast", "FRAGMENT")
 """The ops' schemas and the kernels that are written in Python."""
 
+_LACKS_CUDA = torch.version.cuda is not None and _ext.cuda_library() is None
+DEVICES = ("CPU",) if _LACKS_CUDA else ("CPU", "CUDA")
+"""Dispatch keys of the devices that have kernels, or can have no tensors."""
+
+_SCHEMAS: dict[Op, str] = {}
 _DTYPE = re.compile(r": expected dtype |: expected a tensor, got None")
 
 
-def define(schema: str, *tags: torch.Tag) -> OpOverload[..., Any]:
+def define(schema: str, *tags: torch.Tag) -> Op:
     """Define an op, whose kernels are in the native libraries, and return it."""
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
-    op: OpOverload[..., Any] = getattr(torch.ops.sacfast, schema.partition("(")[0]).default
+    op: Op = getattr(torch.ops.sacfast, schema.partition("(")[0]).default
+    _SCHEMAS[op] = schema
+    if _LACKS_CUDA:
+        LIBRARY.impl(op, _refuse_cuda, "CUDA")
     return op
+
+
+def declaration_of(op: Op) -> tuple[str, str]:
+    """Return an op's name, and its arguments as its schema declares them."""
+    name, _, rest = _SCHEMAS[op].partition("(")
+    return name, rest.rpartition(") ->")[0]
+
+
+def _refuse_cuda(*_: Any) -> Any:
+    raise NotImplementedError(f"expected tensors on the CPU, got tensors on CUDA: {_ext.cuda_reason()}")
 
 
 def define_plain(schema: str, function: Callable[..., Any]) -> None:

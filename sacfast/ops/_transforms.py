@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sacfast.ops import _private
 from sacfast.ops._library import LIBRARY
 
 
@@ -49,12 +50,8 @@ def draw_under_vmap(name: str, draws: Callable[..., bool]) -> None:
     op = getattr(torch.ops.sacfast, name).default
 
     def kernel(first: Tensor, *rest: Any) -> Any:
-        # Here, for these names are private: a torch that moves them costs sampling under vmap and nothing else.
-        from torch._C import DispatchKey, DispatchKeySet
-        from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
-
-        interpreter: Any = retrieve_current_functorch_interpreter()
-        with torch._C._ExcludeDispatchKeyGuard(DispatchKeySet(DispatchKey.FuncTorchVmapMode)):
+        interpreter = _private.retrieve_current_functorch_interpreter()
+        with _private.ExcludeDispatchKeyGuard(_private.DispatchKeySet(_private.DispatchKey.FuncTorchVmapMode)):
             if draws(first, *rest):
                 if interpreter.randomness() == "error":
                     raise RuntimeError(
@@ -71,9 +68,7 @@ def draw_under_vmap(name: str, draws: Callable[..., bool]) -> None:
 def _mapped(tensor: Tensor, interpreter: Any) -> Tensor:
     """Return the tensor, mapped by the current vmap: a view of the same values for each of its calls."""
     level = interpreter.level()
-    if torch._C._functorch.is_batchedtensor(tensor) and torch._C._functorch.maybe_get_level(tensor) == level:
+    if _private.is_batchedtensor(tensor) and _private.maybe_get_level(tensor) == level:
         return tensor
-    mapped: Tensor = torch._C._functorch._add_batch_dim(
-        tensor.expand(interpreter.batch_size(), *tensor.shape), 0, level
-    )
+    mapped: Tensor = _private.add_batch_dim(tensor.expand(interpreter.batch_size(), *tensor.shape), 0, level)
     return mapped

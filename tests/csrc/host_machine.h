@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <memory>
+#include <vector>
 
 #include "update/gpu_worker.h"
 
@@ -25,6 +26,12 @@ class HostMachine {
 
   void use_queue(void*) {}
   void after(Lane, Lane) {}
+  void mark() {}
+  bool is_done() const { return true; }
+  void wait() const {}
+
+  template <class Record>
+  void prepare(int, const Record&) {}
 
   template <class Record>
   void replay(int, const Record& record) {
@@ -32,10 +39,17 @@ class HostMachine {
   }
 
   void copy(void* to, const void* from, std::int64_t bytes) { std::memcpy(to, from, static_cast<std::size_t>(bytes)); }
+  void zero(void* memory, std::int64_t bytes) { std::memset(memory, 0, static_cast<std::size_t>(bytes)); }
+
+  void* host_memory(std::int64_t bytes) {
+    host_.resize(static_cast<std::size_t>(bytes));
+    return host_.data();
+  }
 
   std::int64_t launches = 0;
 
  private:
+  std::vector<char> host_;
   bool reversed_;
 };
 

@@ -128,6 +128,42 @@ void check_exponential(std::int64_t thin) {
   exp_alone.report();
 }
 
+void check_exponential_of_negative(std::int64_t thin) {
+  Worst worst("exponential_of_negative", "[-87, 0]", "ulp", 2.0);
+  const auto look = [&](VecF x) {
+    const VecF value = exponential_of_negative(x);
+    for (int lane = 0; lane < kFloats; ++lane) {
+      worst.add_ulp(x[lane], value[lane], std::exp(static_cast<double>(x[lane])));
+    }
+  };
+  for_linear(-87.0, 0.0, 4'000'000 / thin, look);
+  for_floats(0x1p-126f, 1.0f, 2039 * thin, [&](VecF x) { look(VecF(-x)); });
+  worst.report();
+  const auto at = [](float x) { return exponential_of_negative(broadcast<VecF>(x))[0]; };
+  EXPECT(at(0.0f) == 1.0f);
+  EXPECT(at(-std::numeric_limits<float>::infinity()) == 0.0f);
+  EXPECT(at(-1e30f) == 0.0f);
+  EXPECT(at(-110.0f) == 0.0f);
+  EXPECT(std::isnan(at(std::nanf(""))));
+}
+
+void check_lane_sums() {
+  VecF value{};
+  for (int lane = 0; lane < kFloats; ++lane) value[lane] = static_cast<float>((lane * 7) % kFloats) - 3.0f;
+  EXPECT(sum_of_lanes(value) == static_cast<float>(kFloats * (kFloats - 1) / 2 - 3 * kFloats));
+  EXPECT(largest_of_lanes(value) == static_cast<float>(kFloats - 4));
+  float numbers[2 * kFloats];
+  for (int i = 0; i < 2 * kFloats; ++i) numbers[i] = static_cast<float>(i);
+  VecI index{};
+  for (int offset = 0; offset < 2 * kFloats; ++offset) {
+    for (int lane = 0; lane < kFloats; ++lane) index[lane] = lane * 5 + offset;
+    const VecF picked = pick(numbers, index);
+    for (int lane = 0; lane < kFloats; ++lane) {
+      EXPECT(picked[lane] == static_cast<float>((lane * 5 + offset) % (2 * kFloats)));
+    }
+  }
+}
+
 // Beyond the range: never falling, zero and infinity far out, and never NaN from a number.
 void check_exponential_limits() {
   const float infinity = std::numeric_limits<float>::infinity();
@@ -494,6 +530,8 @@ int run(std::int64_t thin) {
   std::printf("vectors of %d floats\n", kFloats);
   check_exponential(thin);
   check_exponential_limits();
+  check_exponential_of_negative(thin);
+  check_lane_sums();
   check_logarithms(thin);
   check_sincos(thin);
   check_square_root(thin);

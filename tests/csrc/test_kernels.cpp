@@ -18,40 +18,10 @@
 #include "expect.h"
 #include "host_machine.h"
 #include "update/gpu_engine.h"
+#include "update_cases.h"
 
 namespace sacfast::SACFAST_ISA {
 namespace {
-
-constexpr std::int64_t kTransitions = 60;
-
-UpdateSettings settings_of(std::vector<std::int64_t> hidden_sizes, std::int64_t batch_size) {
-  UpdateSettings settings;
-  settings.observation_dim = 5;
-  settings.action_dim = 3;
-  settings.batch_size = batch_size;
-  settings.hidden_sizes = std::move(hidden_sizes);
-  settings.gamma = 0.99;
-  settings.reward_scale = 1.5;
-  settings.target_entropy = -3;
-  settings.actor_lr = 3e-3;
-  settings.critic_lr = 2e-3;
-  settings.alpha_lr = 1e-3;
-  settings.value_lr = 4e-3;
-  settings.adam_beta1 = 0.9;
-  settings.adam_beta2 = 0.999;
-  settings.adam_eps = 1e-8;
-  settings.tau = 0.05;
-  settings.log_std_low = -20;
-  settings.log_std_high = 2;
-  return settings;
-}
-
-UpdateSettings v1(UpdateSettings settings) {
-  settings.value_network = true;
-  settings.learn_alpha = false;
-  settings.alpha = 0.3;
-  return settings;
-}
 
 template <class T>
 using HostEngine = GpuEngine<T, HostMachine>;
@@ -63,91 +33,9 @@ struct Simulated {
   HostEngine<T> engine;
 
   explicit Simulated(const UpdateSettings& settings, int learners = 1, bool reversed = false)
-      : memory(static_cast<std::size_t>(HostEngine<T>::bytes(settings, learners))),
-        engine(settings, learners, memory.data(), HostMachine(reversed)) {}
+      : memory(static_cast<std::size_t>(HostEngine<T>::bytes(settings, learners)), kNeverWritten),
+        engine(settings, learners, memory.data(), nullptr, HostMachine(reversed)) {}
 };
-
-template <class Visit>
-void for_each_part(const UpdateSettings& settings, const Visit& visit) {
-  for (int index = 0; index < kNetworks; ++index) {
-    const auto network = static_cast<Network>(index);
-    if (network == Network::kValue && !settings.value_network) continue;
-    const bool followed =
-        settings.value_network ? network == Network::kValue : network == Network::kQ1 || network == Network::kQ2;
-    for (int part = 0; part < kParts; ++part) {
-      if (static_cast<Part>(part) != Part::kTarget || followed) visit(network, static_cast<Part>(part));
-    }
-  }
-}
-
-// Gives any engine the start that belongs to `seed`.
-template <class T>
-void start(UpdateEngine<T>& engine, const UpdateSettings& settings, std::uint64_t seed) {
-  Mixer mixer{seed};
-  for_each_part(settings, [&](Network network, Part part) {
-    std::vector<T> values(static_cast<std::size_t>(engine.parameter_count(network)));
-    // Some of the optimisers' past, with a positive second moment.
-    for (T& each : values) each = static_cast<T>(0.3 * mixer.uniform());
-    if (part == Part::kExpAvg || part == Part::kExpAvgSq) {
-      for (T& each : values) each = each * each;
-    }
-    engine.write(network, part, values.data());
-  });
-  UpdateCounters& counters = engine.counters();
-  counters.noise_seed = seed;
-  counters.noise_offset = 7;
-  counters.log_alpha = -0.4;
-  counters.gradient_updates = 3;
-  counters.alpha_steps = 3;
-  for (std::int64_t& steps : counters.adam_steps) steps = 3;
-}
-
-template <class T>
-std::vector<double> state_of(UpdateEngine<T>& engine, const UpdateSettings& settings) {
-  const UpdateCounters counters = engine.counters();
-  std::vector<double> all = {counters.log_alpha,
-                             counters.log_alpha_exp_avg,
-                             counters.log_alpha_exp_avg_sq,
-                             static_cast<double>(counters.alpha_steps),
-                             static_cast<double>(counters.gradient_updates),
-                             static_cast<double>(counters.noise_offset)};
-  for (const std::int64_t steps : counters.adam_steps) all.push_back(static_cast<double>(steps));
-  for_each_part(settings, [&](Network network, Part part) {
-    std::vector<T> values(static_cast<std::size_t>(engine.parameter_count(network)));
-    engine.read(network, part, values.data());
-    all.insert(all.end(), values.begin(), values.end());
-  });
-  return all;
-}
-
-struct Transitions {
-  std::int64_t width;
-  std::vector<float> rows;
-
-  Transitions(const UpdateSettings& settings, std::uint64_t seed)
-      : width(2 * settings.observation_dim + settings.action_dim + 2),
-        rows(static_cast<std::size_t>(kTransitions * width)) {
-    Mixer mixer{seed};
-    for (float& each : rows) each = static_cast<float>(mixer.uniform());
-    for (std::int64_t row = 0; row < kTransitions; ++row) at(row, width - 1) = row % 3 == 0 ? 1.0f : 0.0f;
-  }
-  float& at(std::int64_t row, std::int64_t col) { return rows[static_cast<std::size_t>(row * width + col)]; }
-};
-
-std::vector<std::int64_t> index_of(std::int64_t steps, std::int64_t batch, std::int64_t first = 0) {
-  std::vector<std::int64_t> index(static_cast<std::size_t>(steps * batch));
-  for (std::size_t i = 0; i < index.size(); ++i) index[i] = (static_cast<std::int64_t>(i) * 7 + first) % kTransitions;
-  return index;
-}
-
-template <class T>
-UpdateWork<T> work_of(const Transitions& transitions, const std::vector<std::int64_t>& index, std::int64_t steps) {
-  UpdateWork<T> work;
-  work.rows = transitions.rows.data();
-  work.index = index.data();
-  work.steps = steps;
-  return work;
-}
 
 // The largest difference, as a share of the larger of one and the value; infinite where it is not a number.
 double difference(const std::vector<double>& a, const std::vector<double>& b) {
@@ -270,10 +158,6 @@ void check_precision(Precision precision, double limit) {
   const double state = difference(state_of<float>(expected.engine, exact), state_of<float>(found.engine, exact));
   EXPECT(metrics > 0 && metrics < limit);
   EXPECT(state > 0 && state < limit);
-}
-
-QueuedWork<float> queued(const Transitions& transitions, const std::vector<std::int64_t>& index, std::int64_t steps) {
-  return {transitions.rows.data(), index.data(), steps, nullptr};
 }
 
 // Learners side by side end as each does alone, to the last bit, also where they make different numbers of updates.
@@ -414,6 +298,31 @@ void check_moments_that_overflow(UpdateSettings settings) {
   }
 }
 
+// A row number that there is no row for is named, and nothing is read there; the updates before it count.
+void check_row_numbers(const UpdateSettings& settings) {
+  const Transitions transitions(settings, 5);
+  constexpr std::int64_t far = std::int64_t{1} << 40;  // reading there would end this program
+  for (const std::int64_t bad : {std::int64_t{-1}, kTransitions, far, -far}) {
+    std::vector<std::int64_t> index = index_of(4, settings.batch_size);
+    index[static_cast<std::size_t>(2 * settings.batch_size)] = bad;
+    index.back() = 3 * far;  // a later one, in an update that is not made
+    Simulated<float> engine(settings), twin(settings);
+    start<float>(engine.engine, settings, 4);
+    start<float>(twin.engine, settings, 4);
+    UpdateWork<float> work = work_of<float>(transitions, index, 4);
+    work.capacity = kTransitions;
+    const UpdateOutcome got = engine.engine.update(work);
+    EXPECT(got.updates == 2);
+    EXPECT(got.fault == "index: expected rows in [0, 60), got " + std::to_string(bad));
+    twin.engine.update(work_of<float>(transitions, index, 2));
+    EXPECT(state_of<float>(engine.engine, settings) == state_of<float>(twin.engine, settings));
+    work.steps = 2;
+    EXPECT(engine.engine.update(work).fault.empty());  // and it goes on
+    twin.engine.update(work);
+    EXPECT(state_of<float>(engine.engine, settings) == state_of<float>(twin.engine, settings));
+  }
+}
+
 // One of two learners fails at its second update; both are whole, and go on. `which`: the one.
 void check_one_of_two_fails(const UpdateSettings& settings, int which, std::int64_t steps_of_other) {
   const auto failing = static_cast<std::size_t>(which), other = static_cast<std::size_t>(1 - which);
@@ -546,6 +455,8 @@ int run() {
   check_precision(Precision::kBfloat16, 2e-2);
 
   check_moments_that_overflow(usual);
+  check_row_numbers(usual);
+  check_row_numbers(v1(usual));
   for (const UpdateSettings& each : {usual, v1(usual), settings_of({}, 16)}) {
     check_side_by_side(each);
     check_queued_side_by_side(each);

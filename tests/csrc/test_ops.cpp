@@ -7,6 +7,7 @@
 
 #include "expect.h"
 #include "ops/categorical/categorical_kernels.h"
+#include "ops/moments/moments_kernels.h"
 #include "ops/quantile/quantile_kernels.h"
 
 namespace sacfast::SACFAST_ISA {
@@ -121,6 +122,73 @@ void check_truncated(Mixer& mixer, std::int64_t pooled, std::int64_t kept, bool 
   }
 }
 
+struct RunningState {
+  Values mean, variance, work;
+  double count;
+  std::int64_t whole_count;
+
+  RunningMomentsParams<double> params(const Values& batch, std::int64_t columns, std::int64_t parts, bool whole) {
+    const std::int64_t count_rows = static_cast<std::int64_t>(batch.size()) / columns, sums = 2 * parts * columns;
+    work.assign(static_cast<std::size_t>(sums + 1), 99.0);
+    return {count_rows,
+            columns,
+            rows(batch, columns),
+            {nullptr, mean.data(), 1},
+            {nullptr, variance.data(), 1},
+            whole ? nullptr : &count,
+            whole ? &whole_count : nullptr,
+            parts,
+            work.data(),
+            work.data() + sums};
+  }
+};
+
+void check_moments(Mixer& mixer, std::int64_t row_count, std::int64_t columns, std::int64_t parts, bool whole) {
+  const Values batch = random_values(mixer, row_count * columns, 3.0), mean = random_values(mixer, columns, 1.0);
+  const Values variance(static_cast<std::size_t>(columns), 2.0);
+  RunningState expected{mean, variance, {}, 7.0, 7};
+  const auto on_cpu = expected.params(batch, columns, parts, whole);
+  partial_moments(on_cpu, 0, parts * ((columns + kMomentColumns - 1) / kMomentColumns));
+  merge_moments(on_cpu, 0, columns);
+  for (const bool reversed : {false, true}) {
+    RunningState state{mean, variance, {}, 7.0, 7};
+    const auto p = state.params(batch, columns, parts, whole);
+    const PartialMomentsKernel<double, double> partial{p};
+    run_on_host(partial, partial.blocks(), reversed);
+    run_on_host(MergeMomentsKernel<double>{p}, columns, reversed);
+    EXPECT(close(state.mean, expected.mean));
+    EXPECT(close(state.variance, expected.variance));
+    EXPECT(whole ? state.whole_count == 7 + row_count : state.count == 7.0 + static_cast<double>(row_count));
+    EXPECT(state.count == expected.count && state.whole_count == expected.whole_count);
+  }
+}
+
+void check_normalize(Mixer& mixer, std::int64_t row_count, std::int64_t columns, double clip) {
+  const Values x = random_values(mixer, row_count * columns, 3.0),
+               grad = random_values(mixer, row_count * columns, 1.0);
+  Values mean = random_values(mixer, columns, 1.0), variance(static_cast<std::size_t>(columns), 2.0);
+  for (const bool backward : {false, true}) {
+    Values expected(x.size()), out(x.size());
+    NormalizeParams<double> p{row_count,
+                              columns,
+                              rows(x, columns),
+                              {nullptr, mean.data(), 1},
+                              {nullptr, variance.data(), 1},
+                              1e-3,
+                              clip,
+                              backward ? rows(grad, columns) : Strided<double>{},
+                              expected.data()};
+    normalize(p, 0, row_count);
+    p.out = out.data();
+    const NormalizeKernel<double, double> body{p};
+    for (const bool reversed : {false, true}) {
+      out.assign(out.size(), 99.0);
+      run_on_host(body, body.blocks(), reversed);
+      EXPECT(close(out, expected));
+    }
+  }
+}
+
 // A network sorts every input if it sorts every one of zeros and ones (Knuth, 5.3.4, theorem Z).
 void check_sorting_network() {
   for (int count = 0; count <= 14; ++count) {
@@ -156,6 +224,12 @@ int run() {
     check_truncated(mixer, pooled, (pooled + 1) / 2, true);
   }
   check_sorting_network();
+  for (const std::int64_t columns : {1, 3, 17, 128, 255, 256, 257, 1030}) {
+    for (const std::int64_t row_count : {1, 5, 300, 900}) {
+      check_moments(mixer, row_count, columns, row_count < 4 ? 1 : row_count / 4, row_count == 5);
+      check_normalize(mixer, row_count, columns, row_count == 5 ? INFINITY : 0.5);
+    }
+  }
   return report();
 }
 

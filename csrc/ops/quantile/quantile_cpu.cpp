@@ -1,6 +1,7 @@
 // CPU twin, compiled once for each instruction set.
 #include "quantile.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "../../core/quantile.h"
@@ -42,14 +43,33 @@ template <class V, class T>
 void sort_lanes(T* values, std::int64_t count) {
   constexpr std::int64_t lanes = LanesOf<V>::count;
   for_each_sorting_pass(count, [&](const SortingPass& pass) {
-    for (std::int64_t i = 0; i + pass.distance < count; ++i) {
-      if (!pass.begins_at(i)) continue;
-      T *low = values + i * lanes, *high = low + pass.distance * lanes;
-      const V a = load<V>(low), b = load<V>(high);
-      store<V>(low, a < b ? a : b);
-      store<V>(high, a < b ? b : a);
+    const std::int64_t run = pass.mask;  // as many comparisons begin side by side, and as many elements not at all
+    for (std::int64_t first = pass.residue; first + pass.distance < count; first += 2 * run) {
+      const std::int64_t end = std::min(first + run, count - pass.distance);
+      for (std::int64_t i = first; i < end; ++i) {
+        T *low = values + i * lanes, *high = low + pass.distance * lanes;
+        const V a = load<V>(low), b = load<V>(high);
+        store<V>(low, smaller(a, b));
+        store<V>(high, larger(a, b));
+      }
     }
   });
+}
+
+// A row in each lane: sorted, moved by the Bellman equation. One NaN makes all of its row NaN: sorted last, it would be
+// dropped, and a broken critic with it.
+template <class V, class T>
+void target_of_lanes(const TruncatedTargetParams<T>& p, const BellmanRow<V>& samples, T* values) {
+  constexpr std::int64_t lanes = LanesOf<V>::count;
+  V nan_check{};
+  for (std::int64_t i = 0; i < p.pooled; ++i) {
+    const V value = load<V>(values + i * lanes);
+    nan_check = value == value ? nan_check : value;
+  }
+  sort_lanes<V>(values, p.pooled);
+  for (std::int64_t i = 0; i < p.kept; ++i) {
+    store<V>(values + i * lanes, V(bellman_value(load<V>(values + i * lanes), samples) + nan_check));
+  }
 }
 
 template <class T>
@@ -59,22 +79,21 @@ void truncated_target(const TruncatedTargetParams<T>& p, std::int64_t begin, std
   std::vector<T> scratch(static_cast<std::size_t>(p.pooled * lanes));  // [pooled, lanes]: a row in each lane
   for (std::int64_t first = begin; first < end; first += lanes) {
     const std::int64_t rows = end - first < lanes ? end - first : lanes;
-    T nan_check[lanes] = {};
-    for (std::int64_t r = 0; r < rows; ++r) {
-      for (std::int64_t i = 0; i < p.pooled; ++i) {
-        const T value = element(p.next_quantiles, first + r, i);
-        scratch[static_cast<std::size_t>(i * lanes + r)] = value;
-        if (value != value) nan_check[r] = value;
-      }
-    }
-    sort_lanes<V>(scratch.data(), p.pooled);
+    T reward[lanes] = {}, discount[lanes] = {}, entropy[lanes] = {};
     for (std::int64_t r = 0; r < rows; ++r) {
       const BellmanRow<T> sample = bellman_row<T>(p.sample, first + r);
-      T* out = p.target + (first + r) * p.kept;
-      for (std::int64_t i = 0; i < p.kept; ++i) {
-        // One NaN makes all of the row NaN: sorted last, it would be dropped, and a broken critic with it.
-        out[i] = bellman_value(scratch[static_cast<std::size_t>(i * lanes + r)], sample) + nan_check[r];
+      reward[r] = sample.reward;
+      discount[r] = sample.discount;
+      entropy[r] = sample.entropy;
+      const T* row = &element(p.next_quantiles, first + r, 0);
+      for (std::int64_t i = 0; i < p.pooled; ++i) {
+        scratch[static_cast<std::size_t>(i * lanes + r)] = row[i * p.next_quantiles.col_stride];
       }
+    }
+    target_of_lanes<V>(p, {load<V>(reward), load<V>(discount), load<V>(entropy)}, scratch.data());
+    for (std::int64_t r = 0; r < rows; ++r) {
+      T* out = p.target + (first + r) * p.kept;
+      for (std::int64_t i = 0; i < p.kept; ++i) out[i] = scratch[static_cast<std::size_t>(i * lanes + r)];
     }
   }
 }

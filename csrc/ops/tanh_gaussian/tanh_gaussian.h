@@ -83,8 +83,8 @@ int tanh_gaussian_log_prob(const LogProbParams<T>& params, void* stream);
 template <class T>
 int tanh_gaussian_log_prob_backward(const LogProbBackwardParams<T>& params, void* stream);
 
-// Adds one to the offset of a [seed, offset] state on the device, after the kernels that read it.
-int advance_philox_state(std::int64_t* state, void* stream);
+// Takes one stream of noise from a state [seed, offset] on the device, into `taken` [seed, offset] there.
+int take_noise(std::int64_t* state, std::int64_t* taken, void* stream);
 }  // namespace cuda
 
 }  // namespace sacfast

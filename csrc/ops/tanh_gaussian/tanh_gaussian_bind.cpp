@@ -85,18 +85,21 @@ void check_philox_state(const Tensor& state, const Tensor& like) {
                 " like the inputs, got ", state.device());
 }
 
-// Takes one stream of noise from the state and advances it: here on the CPU; on CUDA by advance_philox_state, after the
-// kernel that reads it.
-NoiseSource take_noise(const Tensor& state, const Tensor& like) {
+// Takes one stream of noise from the state and advances it. Two threads may share a state: each gets a stream of its
+// own. `taken`: memory that the source needs until the kernel that reads it is queued (CUDA).
+NoiseSource take_noise(const Tensor& state, const Tensor& like, OptionalTensor& taken) {
   check_philox_state(state, like);
   NoiseSource source;
   std::int64_t* words = pointer<std::int64_t>(state);
 #if defined(SACFAST_CUDA_LIBRARY)
-  source.seed_pointer = words;
-  source.offset_pointer = words + 1;
+  taken = empty(state.sizes(), state);
+  check_launch("tanh_gaussian_rsample", cuda::take_noise(words, pointer<std::int64_t>(*taken), current_stream(like)));
+  source.seed_pointer = pointer<std::int64_t>(*taken);
+  source.offset_pointer = source.seed_pointer + 1;
 #else
+  static_cast<void>(taken);
   source.seed = static_cast<std::uint64_t>(words[0]);
-  // Two threads may share a state: each gets a stream of its own. std::atomic_ref is C++20.
+  // std::atomic_ref is C++20.
   source.offset = static_cast<std::uint64_t>(__atomic_fetch_add(&words[1], 1, __ATOMIC_RELAXED));
 #endif
   return source;
@@ -121,7 +124,8 @@ std::tuple<Tensor, Tensor> sample_into(const Tensor& mean, const Tensor& log_std
   Tensor log_prob = empty(shape.leading(), mean);
   if (drawn != nullptr) *drawn = empty(shape.full, mean);
   NoiseSource source{static_cast<std::uint64_t>(seed), static_cast<std::uint64_t>(offset)};
-  if (!given(noise) && given(philox_state)) source = take_noise(*philox_state, mean);
+  OptionalTensor taken;
+  if (!given(noise) && given(philox_state)) source = take_noise(*philox_state, mean, taken);
   if (shape.rows > 0 && shape.cols == 0) fill_with_zeros(log_prob);
   if (action.numel() > 0) {
     with_kernel_type(mean, [&](auto zero) {
@@ -140,12 +144,6 @@ std::tuple<Tensor, Tensor> sample_into(const Tensor& mean, const Tensor& log_std
       SACFAST_RUN(tanh_gaussian_rsample, mean, T, params, shape.rows, row_grain(shape));
     });
   }
-#if defined(SACFAST_CUDA_LIBRARY)
-  if (source.offset_pointer != nullptr) {
-    check_launch("tanh_gaussian_rsample",
-                 cuda::advance_philox_state(pointer<std::int64_t>(*philox_state), current_stream(mean)));
-  }
-#endif
   return {std::move(action), std::move(log_prob)};
 }
 

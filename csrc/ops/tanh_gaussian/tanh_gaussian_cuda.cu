@@ -5,6 +5,7 @@
 
 #include "../../core/launch.cuh"
 #include "../../core/philox.h"
+#include "tanh_gaussian_kernels.h"
 
 namespace sacfast::cuda {
 namespace {
@@ -186,8 +187,6 @@ __global__ void __launch_bounds__(kThreads) log_prob_backward_kernel(LogProbBack
   });
 }
 
-__global__ void advance_kernel(std::int64_t* state) { state[1] += 1; }
-
 }  // namespace
 
 template <class T>
@@ -240,9 +239,8 @@ int tanh_gaussian_log_prob_backward(const LogProbBackwardParams<T>& params, void
   return launch_status();
 }
 
-int advance_philox_state(std::int64_t* state, void* stream) {
-  advance_kernel<<<1, 1, 0, as_stream(stream)>>>(state);
-  return launch_status();
+int take_noise(std::int64_t* state, std::int64_t* taken, void* stream) {
+  return launch_blocks(TakeNoise{state, taken}, 1, stream);
 }
 
 #define SACFAST_INSTANTIATE(T)                                                         \

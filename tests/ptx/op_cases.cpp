@@ -10,6 +10,7 @@
 #include "op_inputs.h"
 #include "ops/adam_polyak/adam_polyak.h"
 #include "ops/categorical/categorical.h"
+#include "ops/moments/moments.h"
 #include "ops/polyak/polyak.h"
 #include "ops/quantile/quantile.h"
 #include "ops/tanh_gaussian/tanh_gaussian.h"
@@ -62,8 +63,9 @@ void check_rsample(Mixer& mixer, std::int64_t rows, std::int64_t cols, LogStdBou
   expect_close(name + ", log_prob", log_prob.device, log_prob.cpu, static_cast<double>(cols));
   if (!given_noise) expect_close(name + ", noise", noise_out.device, noise_out.cpu, 4);
 
-  EXPECT(cuda::advance_philox_state(state.data(), nullptr) == 0);
-  EXPECT(state[1] == 6);
+  DeviceArray<std::int64_t> taken("the noise that was taken", 2, Content::kNothing);
+  EXPECT(cuda::take_noise(state.data(), taken.data(), nullptr) == 0);
+  EXPECT(state[1] == 6 && taken[0] == 77 && taken[1] == 5);
 }
 
 template <class T>
@@ -276,6 +278,80 @@ void check_adam_polyak(Mixer& mixer, const std::vector<std::int64_t>& sizes) {
   }
 }
 
+// ---- Moments ------------------------------------------------------------------------------------------------------
+
+template <class T>
+void check_moments(Mixer& mixer, std::int64_t rows, std::int64_t columns, bool is_wide) {
+  const std::int64_t parts = (rows + 3) / 4;
+  Input<T> batch(mixer, rows, columns, 3, 1), grad(mixer, rows, columns, 1);
+  Tensors<double> mean(mixer, {columns}, -1, 1), variance(mixer, {columns}, 0.5, 1), count(mixer, {1}, 40, 40);
+  Tensors<float> mean_single(mixer, {columns}, -1, 1), variance_single(mixer, {columns}, 0.5, 1);
+  Output<double> partial(parts * 2 * columns), before(1);
+  Doubles single_mean = mean_single.each[0]->cpu, single_variance = variance_single.each[0]->cpu;
+  RunningMomentsParams<T> p{rows,
+                            columns,
+                            batch.on_device(),
+                            {},
+                            {},
+                            count.each[0]->device.data(),
+                            nullptr,
+                            parts,
+                            partial.device.data(),
+                            before.device.data()};
+  RunningMomentsParams<double> q{rows,
+                                 columns,
+                                 batch.on_cpu(),
+                                 {},
+                                 {},
+                                 count.each[0]->cpu.data(),
+                                 nullptr,
+                                 parts,
+                                 partial.cpu.data(),
+                                 before.cpu.data()};
+  if (is_wide) {
+    p.mean.wide = mean.each[0]->device.data();
+    p.variance.wide = variance.each[0]->device.data();
+    q.mean.wide = mean.each[0]->cpu.data();
+    q.variance.wide = variance.each[0]->cpu.data();
+  } else {
+    p.mean.single = mean_single.each[0]->device.data();
+    p.variance.single = variance_single.each[0]->device.data();
+    q.mean.wide = single_mean.data();
+    q.variance.wide = single_variance.data();
+  }
+  EXPECT(cuda::partial_moments(p, nullptr) == 0);
+  EXPECT(cuda::merge_moments(p, nullptr) == 0);
+  partial_moments(q, 0, parts * ((columns + kMomentColumns - 1) / kMomentColumns));
+  merge_moments(q, 0, columns);
+  const std::string name = name_of<T>("moments", rows, columns);
+  expect_close(name + ", count", count.each[0]->device, count.each[0]->cpu);
+  if (is_wide) {
+    expect_close(name + ", mean", mean.each[0]->device, mean.each[0]->cpu);
+    expect_close(name + ", variance", variance.each[0]->device, variance.each[0]->cpu, 10);
+  } else {
+    expect_close(name + ", mean", mean_single.each[0]->device, single_mean);
+    expect_close(name + ", variance", variance_single.each[0]->device, single_variance, 10);
+    // Both normalise by what was stored.
+    std::copy_n(mean_single.each[0]->device.begin(), columns, single_mean.begin());
+    std::copy_n(variance_single.each[0]->device.begin(), columns, single_variance.begin());
+  }
+
+  for (const bool backward : {false, true}) {
+    Output<T> out(rows * columns);
+    NormalizeParams<T> n{rows, columns,          batch.on_device(), p.mean, p.variance, 1e-5, backward ? 1.0 : INFINITY,
+                         {},   out.device.data()};
+    NormalizeParams<double> m{rows, columns,       batch.on_cpu(), q.mean, q.variance, 1e-5, backward ? 1.0 : INFINITY,
+                              {},   out.cpu.data()};
+    if (backward) {
+      n.grad = grad.on_device();
+      m.grad = grad.on_cpu();
+    }
+    EXPECT(cuda::normalize(n, nullptr) == 0);
+    normalize(m, 0, rows);
+    expect_close(name + (backward ? " normalize backward" : " normalize"), out.device, out.cpu, 4);
+  }
+}
+
 // ---- All of them --------------------------------------------------------------------------------------------------
 
 template <class T>
@@ -322,6 +398,10 @@ int check_all(bool large) {
     check_polyak<T>(mixer, sizes);
     check_adam_polyak<T>(mixer, sizes);
     cases += 2;
+  }
+  for (const auto& [rows, columns] : {Shape{1, 1}, {5, 3}, {70, 17}, {33, 300}}) {
+    for (const bool is_wide : {false, true}) check_moments<T>(mixer, rows, columns, is_wide);
+    cases += 8;
   }
   return cases;
 }

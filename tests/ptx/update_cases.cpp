@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "../csrc/update_cases.h"
 #include "cases.h"
 #include "update/gpu_state.h"
 
@@ -15,48 +16,17 @@ namespace {
 
 using ptx::DeviceArray;
 
-constexpr std::int64_t kTransitions = 60;
-
-UpdateSettings settings_of(std::vector<std::int64_t> hidden_sizes, std::int64_t batch_size) {
-  UpdateSettings settings;
-  settings.observation_dim = 5;
-  settings.action_dim = 3;
-  settings.batch_size = batch_size;
-  settings.hidden_sizes = std::move(hidden_sizes);
-  settings.gamma = 0.99;
-  settings.reward_scale = 1.5;
-  settings.target_entropy = -3;
-  settings.actor_lr = 3e-3;
-  settings.critic_lr = 2e-3;
-  settings.alpha_lr = 1e-3;
-  settings.value_lr = 4e-3;
-  settings.adam_beta1 = 0.9;
-  settings.adam_beta2 = 0.999;
-  settings.adam_eps = 1e-8;
-  settings.tau = 0.05;
-  settings.log_std_low = -20;
-  settings.log_std_high = 2;
-  return settings;
-}
-
-UpdateSettings v1(UpdateSettings settings) {
-  settings.value_network = true;
-  settings.learn_alpha = false;
-  settings.alpha = 0.3;
-  return settings;
-}
-
 // The memory of some learners, piece by piece as GpuState lays it out, and their engine.
 template <class T>
 class Learners {
  public:
   explicit Learners(const UpdateSettings& settings, int count = 1)
-      : memory_(static_cast<std::size_t>(cuda_engine_bytes<T>(settings, count)), '\0') {
+      : memory_(static_cast<std::size_t>(cuda_engine_bytes<T>(settings, count)), kNeverWritten) {
     for (int i = 0; i < count; ++i) {
       const GpuState<T> layout(settings, memory_.data() + i * cuda_engine_bytes<T>(settings, 1));
       add_pieces(layout);
     }
-    engine_ = make_cuda_engine<T>(settings, count, memory_.data());
+    engine_ = make_cuda_engine<T>(settings, count, memory_.data(), nullptr);
   }
   ~Learners() {
     for (const void* each : pieces_) ptx::device().memory.remove(each);
@@ -68,10 +38,7 @@ class Learners {
  private:
   template <class P>
   void add(const char* name, P* piece, std::int64_t count) {
-    // The engine is given zeros and may count on them in the scalars alone.
-    constexpr bool is_scalars = std::is_same_v<P, GpuScalars<T>>;
-    ptx::device().memory.add(piece, static_cast<std::size_t>(count) * sizeof(P), name, true,
-                             is_scalars ? ptx::Content::kValues : ptx::Content::kNothing);
+    ptx::device().memory.add(piece, static_cast<std::size_t>(count) * sizeof(P), name, true, ptx::Content::kNothing);
     pieces_.push_back(piece);
   }
 
@@ -110,55 +77,6 @@ class Learners {
   std::vector<const void*> pieces_;
   std::unique_ptr<QueuedEngine<T>> engine_;
 };
-
-template <class Visit>
-void for_each_part(const UpdateSettings& settings, const Visit& visit) {
-  for (int index = 0; index < kNetworks; ++index) {
-    const auto network = static_cast<Network>(index);
-    if (network == Network::kValue && !settings.value_network) continue;
-    const bool followed =
-        settings.value_network ? network == Network::kValue : network == Network::kQ1 || network == Network::kQ2;
-    for (int part = 0; part < kParts; ++part) {
-      if (static_cast<Part>(part) != Part::kTarget || followed) visit(network, static_cast<Part>(part));
-    }
-  }
-}
-
-// Gives any engine the start that belongs to `seed`.
-template <class T>
-void start(UpdateEngine<T>& engine, const UpdateSettings& settings, std::uint64_t seed) {
-  Mixer mixer{seed};
-  for_each_part(settings, [&](Network network, Part part) {
-    std::vector<T> values(static_cast<std::size_t>(engine.parameter_count(network)));
-    for (T& each : values) each = static_cast<T>(0.3 * mixer.uniform());
-    if (part == Part::kExpAvg || part == Part::kExpAvgSq) {  // some of the optimisers' past
-      for (T& each : values) each = each * each;
-    }
-    engine.write(network, part, values.data());
-  });
-  UpdateCounters& counters = engine.counters();
-  counters.noise_seed = seed;
-  counters.noise_offset = 7;
-  counters.log_alpha = -0.4;
-  counters.gradient_updates = 3;
-  counters.alpha_steps = 3;
-  for (std::int64_t& steps : counters.adam_steps) steps = 3;
-}
-
-template <class T>
-std::vector<double> state_of(UpdateEngine<T>& engine, const UpdateSettings& settings) {
-  const UpdateCounters counters = engine.counters();
-  std::vector<double> all = {counters.log_alpha, counters.log_alpha_exp_avg, counters.log_alpha_exp_avg_sq,
-                             static_cast<double>(counters.gradient_updates),
-                             static_cast<double>(counters.noise_offset)};
-  for (const std::int64_t steps : counters.adam_steps) all.push_back(static_cast<double>(steps));
-  for_each_part(settings, [&](Network network, Part part) {
-    std::vector<T> values(static_cast<std::size_t>(engine.parameter_count(network)));
-    engine.read(network, part, values.data());
-    all.insert(all.end(), values.begin(), values.end());
-  });
-  return all;
-}
 
 struct Replay {
   std::int64_t width;
@@ -290,7 +208,8 @@ void check_side_by_side(const UpdateSettings& settings) {
       actors.push_back(std::make_unique<DeviceArray<T>>("the caller's actor", actor_size));
       together->select(i);
       together->read(Network::kActor, Part::kParameters, actors.back()->data());
-      call.work.push_back({replay.rows.data(), indices.back()->rows.data(), steps[i], actors.back()->data()});
+      call.work.push_back(
+          {replay.rows.data(), indices.back()->rows.data(), steps[i], actors.back()->data(), kUnknownCapacity});
     }
     together->enqueue(call);
     const std::vector<UpdateOutcome> outcomes = together->collect();
@@ -337,6 +256,20 @@ void check_fault(const UpdateSettings& settings, std::int64_t col, float bad) {
   gpu->update(work_of<float>(replay, index, steps));
   twin->update(work_of<float>(replay, index, steps));
   EXPECT(state_of<float>(*gpu, settings) == state_of<float>(*twin, settings));
+}
+
+// A row number that the replay buffer has not: the same words as on the CPU, and nothing is read there.
+void check_bad_row(const UpdateSettings& settings, std::int64_t bad) {
+  Replay replay(settings);
+  Index index(2, settings.batch_size);
+  index.rows[static_cast<std::size_t>(settings.batch_size) + 1] = bad;
+  Learners<float> gpu(settings);
+  start<float>(*gpu, settings, 4);
+  UpdateWork<float> work = work_of<float>(replay, index, 2);
+  work.capacity = kTransitions;
+  const UpdateOutcome got = gpu->update(work);
+  EXPECT(got.updates == 1);
+  EXPECT(got.fault.rfind(kRowFault, 0) == 0);
 }
 
 int check_options() {
@@ -390,7 +323,8 @@ int check_faults(const UpdateSettings& settings) {
   for (const std::int64_t col : {std::int64_t{0}, action, reward, reward + 1}) {
     for (const float bad : {nan, inf}) check_fault(settings, col, bad);
   }
-  return 8;
+  for (const std::int64_t bad : {std::int64_t{-1}, kTransitions}) check_bad_row(settings, bad);
+  return 10;
 }
 
 // One update at a size that people train with.

@@ -26,6 +26,7 @@ SOURCES = {
     "test_ops": ("ops/categorical/categorical_cpu.cpp", "ops/quantile/quantile_cpu.cpp"),
     "test_update": ("update/engine_cpu.cpp", "core/thread_team.cpp", "core/cpu_level.cpp"),
     "test_kernels": ("update/engine_cpu.cpp", "core/thread_team.cpp", "core/cpu_level.cpp"),
+    "kernel_hashes": (),  # no test: benchmarks/golden.py
 }
 
 

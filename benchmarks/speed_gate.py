@@ -34,7 +34,8 @@ from sacfast.benchmark.report import provenance
 WORKER = Path(__file__).with_name("speed_worker.py")
 DEFAULT = ("update-256-1", "update-256-2")
 SLICE_SECONDS = 0.04
-ROUNDS = 12  # of a pair of processes
+PAIR_SECONDS = 4.0  # a pair works about as long as its start takes
+LEAST_ROUNDS = 6  # of a pair, however long its pieces of work take
 LOOKS = (8, 12, 18, 27, 40, 60)  # pairs; the last is the end
 ERROR = 0.05 / len(LOOKS)  # of each look, so that all looks together are wrong with a probability of 5 % at most
 
@@ -132,11 +133,12 @@ def median_interval(values: Sequence[float], error: float) -> tuple[float, float
     return (ordered[rank - 1], ordered[count - rank]) if rank else (-math.inf, math.inf)
 
 
-def pair_ratio(base: Worker, new: Worker, rounds: int, slice_seconds: float) -> float:
+def pair_ratio(base: Worker, new: Worker, least_rounds: int, pair_seconds: float, slice_seconds: float) -> float:
     """Let both work in turns; return the median over the rounds of time of new / time of base."""
-    ratios = []
-    for number in range(rounds):
-        order = (base, new, new, base) if number % 2 else (new, base, base, new)  # a drift falls on both alike
+    ratios: list[float] = []
+    end = time.monotonic() + pair_seconds
+    while len(ratios) < least_rounds or time.monotonic() < end:
+        order = (base, new, new, base) if len(ratios) % 2 else (new, base, base, new)  # a drift falls on both alike
         times: dict[int, float] = {id(base): 0.0, id(new): 0.0}
         for worker in order:
             times[id(worker)] += worker.seconds(slice_seconds)
@@ -168,7 +170,7 @@ def measure(base: Build, new: Build, case: str, limit: float, deadline: float) -
             for build in (base, new):
                 workers.append(Process(build, case))
                 workers[-1].wait()
-            return pair_ratio(workers[0], workers[1], ROUNDS, SLICE_SECONDS)
+            return pair_ratio(workers[0], workers[1], LEAST_ROUNDS, PAIR_SECONDS, SLICE_SECONDS)
         finally:
             for worker in workers:
                 worker.close()

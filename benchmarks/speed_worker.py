@@ -31,7 +31,10 @@ class Case:
 def main() -> int:
     """Serve until the input ends."""
     case = CASES[sys.argv[1]]
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: case.threads])
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < case.threads:
+        sys.exit(f"{sys.argv[1]}: expected {case.threads} cores, this process may use {len(cores)}")
+    os.sched_setaffinity(0, cores[: case.threads])
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print goes to standard error
     work = case.make(case.threads)

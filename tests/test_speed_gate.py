@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import speed_gate
-from benchmarks.builds import Build
+from benchmarks.builds import Build, build_commit
 from benchmarks.speed_gate import DEFAULT, LOOKS, Process, Verdict, decide, median_interval, pair_ratio, selected
 from benchmarks.speed_worker import CASES, OPS, _ops, seconds_of_one
 
@@ -38,7 +40,7 @@ def pairs(slowdown: float, seed: int) -> Callable[[], float]:
         clock = [1.0]
         place = np.exp(0.01 * random.standard_normal(2))  # of each process, for as long as it lives
         base, new = FakeWorker(place[0], clock, random), FakeWorker(slowdown * place[1], clock, random)
-        return pair_ratio(base, new, rounds=12, slice_seconds=0.0)
+        return pair_ratio(base, new, least_rounds=12, pair_seconds=0.0, slice_seconds=0.0)
 
     return next_ratio
 
@@ -133,3 +135,23 @@ def test_a_process_works_and_one_that_fails_is_an_error() -> None:
             missing.wait()
     finally:
         missing.close()
+
+
+def test_a_base_that_is_no_commit_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="base: expected a commit of this repository, got 'no-such-commit'"):
+        build_commit("no-such-commit")
+    assert speed_gate.main(["--base", "HEAD", "--cases", "none"]) == 1
+    assert "got 'none'" in capsys.readouterr().err
+
+
+def test_too_few_cores_are_an_error() -> None:
+    """On fewer cores than threads another thing would be measured."""
+    code = (
+        "import os, sys; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1]);"
+        "sys.path.insert(0, '.'); sys.argv = ['worker', 'update-256-2'];"
+        "from benchmarks.speed_worker import main; main()"
+    )
+    root = speed_gate.WORKER.parents[1]
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "update-256-2: expected 2 cores, this process may use 1" in result.stderr

@@ -26,7 +26,7 @@ REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb
 	print(*(line for name in sys.argv[1:] for line in lists[name]), sep="\n")
 
 .PHONY: train test bench bench-collect bench-update bench-train bench-peers docs lint format sanitize setup
-.PHONY: bench-record pictures film faults cuda-compile cuda-build ptx gpu-check wheel clean
+.PHONY: bench-record golden speed-gate pictures film faults cuda-compile cuda-build ptx gpu-check wheel clean
 
 train: setup
 	$(VENV)/bin/sacfast train --env-id $(ENV_ID) --total-timesteps $(STEPS)
@@ -50,6 +50,16 @@ bench-train: setup
 faults: setup
 	$(VENV)/bin/python -m benchmarks.faults
 	$(VENV)/bin/python -m benchmarks.checkpoint_cost
+
+# Two builds beside each other, before and after a change of native code: `make golden BASE=COMMIT`,
+# `make speed-gate BASE=COMMIT CASES="update op"`. Both builds are kept in build/compare/.
+BASE ?= HEAD
+CASES ?=
+golden: setup
+	$(VENV)/bin/python -m benchmarks.golden --base $(BASE)
+
+speed-gate: setup
+	$(VENV)/bin/python -m benchmarks.speed_gate --base $(BASE) --cases $(CASES) $(BENCH)
 
 # What peers need stays out of $(VENV). The sources are used as they lie, with the library that `setup` has built: both
 # environments have the same Python and the same torch. RLtools compiles with g++ for a minute when it is first used.

@@ -15,27 +15,10 @@
 #include <utility>
 #include <vector>
 
-#include "expect.h"
-#include "host_machine.h"
-#include "update/gpu_engine.h"
-#include "update_cases.h"
+#include "simulated.h"
 
 namespace sacfast::SACFAST_ISA {
 namespace {
-
-template <class T>
-using HostEngine = GpuEngine<T, HostMachine>;
-
-// Memory of learners, and their engine.
-template <class T>
-struct Simulated {
-  std::vector<char> memory;
-  HostEngine<T> engine;
-
-  explicit Simulated(const UpdateSettings& settings, int learners = 1, bool reversed = false)
-      : memory(static_cast<std::size_t>(HostEngine<T>::bytes(settings, learners)), kNeverWritten),
-        engine(settings, learners, memory.data(), nullptr, HostMachine(reversed)) {}
-};
 
 // The largest difference, as a share of the larger of one and the value; infinite where it is not a number.
 double difference(const std::vector<double>& a, const std::vector<double>& b) {

@@ -64,11 +64,21 @@ def _load_into_torch(library: Path) -> None:
 
 def _register_kernels(library: Path, device: str, autograd: Path | None) -> None:
     """Register a library's kernels with torch: by autograd in C++, which calls them faster, and by the stable ABI."""
-    kernels = ctypes.CDLL(str(library))
     if autograd is not None:
-        bind = ctypes.CDLL(str(autograd)).sacfast_bind_kernels
-        bind(kernels.sacfast_kernel, kernels.sacfast_make_tensors_by, device.encode())
-    kernels.sacfast_register_kernels()
+        bind = _function(autograd, "sacfast_bind_kernels")
+        bind(_function(library, "sacfast_kernel"), _function(library, "sacfast_make_tensors_by"), device.encode())
+    _function(library, "sacfast_register_kernels")()
+
+
+def _function(library: Path, name: str) -> Any:
+    """Return a C function of one of the package's libraries."""
+    try:
+        return getattr(ctypes.CDLL(str(library)), name)
+    except AttributeError as error:
+        raise ImportError(
+            f"sacfast: the native library {library.name} was built from other sources than these (it has no {name}): "
+            "run `make setup`, or `pip install --no-build-isolation -e .` in the source tree"
+        ) from error
 
 
 def _torch_version() -> tuple[int, int]:
@@ -106,7 +116,7 @@ def autograd_library() -> Path | None:
 def has_autograd(op: str) -> bool:
     """Return whether autograd in C++ serves an op that is also in `sacfast.ops._gradients`."""
     library = autograd_library()
-    return library is not None and bool(ctypes.CDLL(str(library)).sacfast_has_autograd(op.encode()))
+    return library is not None and bool(_function(library, "sacfast_has_autograd")(op.encode()))
 
 
 def cuda_reason(index: int | None = None) -> str:

@@ -392,6 +392,7 @@ TABLE: dict[str, dict[str, list[str]]] = {
             OTHER_TORCH + "test_a_torch_that_moves_private_names_is_named_where_they_are_needed",
             HERE + "test_an_nvcc_of_another_cuda_is_refused",
             HERE + "test_a_library_that_does_not_load_is_refused",
+            HERE + "test_a_library_of_other_sources_is_refused",
             HERE + "test_a_library_that_is_not_there_is_refused",
             HERE + "test_sources_that_hide_an_installed_package_are_named",
             NOISE + "TestCpuLevels::test_a_level_that_does_not_exist_is_refused",
@@ -886,6 +887,13 @@ def test_a_library_that_does_not_load_is_refused(monkeypatch: pytest.MonkeyPatch
     (tmp_path / "_ops.so").write_bytes(_ext.LIBRARY.name.encode())
     with pytest.raises(ImportError, match=r"_ops\.so does not load into torch .* damaged: run `pip install"):
         _ext.load.__wrapped__()
+
+
+def test_a_library_of_other_sources_is_refused() -> None:
+    autograd = _ext.autograd_library()
+    assert autograd is not None
+    with pytest.raises(ImportError, match=r"_autograd_\d+\.so was built from other sources .* run `make setup`"):
+        _ext._register_kernels(autograd, "CPU", autograd)  # it has no kernels, as the library of an earlier build may
 
 
 def test_a_library_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sacfast.benchmark.report import BUSY
+from sacfast.benchmark.report import BUSY, fastest_plain
 
 ROOT = Path(__file__).parents[1]
 HISTORY = ROOT / "benchmarks" / "results" / "history.jsonl"
@@ -120,7 +120,7 @@ def figures_of(result: Mapping[str, Any]) -> Iterator[tuple[str, Percentiles]]:
                     yield f"update_{threads}_of_peak", share
             case "ops":
                 ratios = row["times_slower_than_fused"]
-                yield f"op_{row['name']}_times_plain", min(ratios.values(), key=lambda ratio: ratio["p50"])
+                yield f"op_{row['name']}_times_plain", ratios[fastest_plain(ratios)]
             case "collect":
                 yield "collect_of_bare", row["fraction_of_bare"]
             case "train":

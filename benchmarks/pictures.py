@@ -36,7 +36,7 @@ class Picture(NamedTuple):
 PICTURES = {
     "updates": Picture(charts.updates, "Gradient updates per second, by implementation", ("update_zen5_cpu.json",)),
     "sweep": Picture(charts.sweep, "Updates beside eager PyTorch, by size", ("update_sweep_zen5_cpu.json",)),
-    "ops": Picture(charts.ops, "Ops beside plain PyTorch", ("ops_cpu.json",)),
+    "ops": Picture(charts.ops, "Ops beside plain PyTorch", ("ops_zen3_cpu.json",)),
     "profile": Picture(charts.profile, "Where the time of an update goes", ("update_profile_zen5_cpu.json",)),
     "train": Picture(charts.train, "Training end to end, environment steps per second", ("train_zen5_cpu.json",)),
     "history": Picture(charts.history, "History of speed", ("history.jsonl",)),

@@ -43,6 +43,14 @@ def test_an_op_is_set_beside_its_fastest_plain_way() -> None:
     assert figures["op_polyak_twin_critics_times_plain"] == polyak["times_slower_than_fused"]["_foreach_lerp_"]
 
 
+def test_the_fused_op_in_another_form_is_no_plain_way() -> None:
+    figures = history.row_of([result("ops_zen3_cpu.json")])["figures"]
+    (large,) = [row for row in result("ops_zen3_cpu.json")["rows"] if row["name"] == "normalize_large"]
+    ratios = large["times_slower_than_fused"]
+    assert ratios["fused, out="]["p50"] < ratios["torch.compile"]["p50"]
+    assert figures["op_normalize_large_times_plain"] == ratios["torch.compile"]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

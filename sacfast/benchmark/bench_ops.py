@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sacfast import ops
 from sacfast.benchmark.harness import Contender, Rounds, Settings
+from sacfast.benchmark.report import FUSED_OUT
 from sacfast.ops.adam_polyak import adam_polyak_reference_
 from sacfast.ops.categorical import categorical_cross_entropy_reference, categorical_target_reference
 from sacfast.ops.moments import normalize_reference, update_running_moments_reference_
@@ -249,7 +250,7 @@ def normalize(rows: int, cols: int, device: str, memory_bound: bool = False) -> 
     arguments = x, mean, variance.exp(), 1e-8, 10.0
     contenders = _with_compiled(lambda f: f(*arguments), ops.normalize, normalize_reference)
     out = torch.empty_like(x)
-    contenders["fused, out="] = lambda: ops.normalize(*arguments, out=out)
+    contenders[FUSED_OUT] = lambda: ops.normalize(*arguments, out=out)
     return Case("normalize", f"[{rows}, {cols}]", contenders, 2 * x.nbytes if memory_bound else None)
 
 

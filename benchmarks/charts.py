@@ -153,7 +153,7 @@ def ops(theme: Theme, result: Mapping[str, Any]) -> Canvas:
     canvas = Canvas(theme, top + height + 58)
     canvas.title(
         "How many times faster the fused ops are than the fastest plain way",
-        "Eager PyTorch, its own fused functions and torch.compile were tried. Logarithmic scale.",
+        "Eager PyTorch, where no other is named; torch.compile and PyTorch's own fused functions were tried too.",
     )
     axes = canvas.axes(left, top, WIDTH - left, height)
     labels = [f"{number(ratio['p50'])}{TIMES}" for ratio in ratios]
@@ -170,7 +170,8 @@ def ops(theme: Theme, result: Mapping[str, Any]) -> Canvas:
         name, _, what = row["op"].partition(" ")
         middle = top + (index + 0.5) * bar
         canvas.text(0, middle, f"{name}, {row['size']}", va="bottom")
-        canvas.text(0, middle + 1, f"{what or 'forward'}, beside {way}", 8, theme.muted)
+        beside = "" if way == "plain torch" else f", beside {way}"
+        canvas.text(0, middle + 1, f"{what or 'forward'}{beside}", 8, theme.muted)
     rounds = f"{result['settings']['rounds']} rounds; the ratios are taken inside each."
     canvas.note(top + height + 12, f"{rounds} {MEDIANS}", origin(result))
     return canvas

@@ -141,6 +141,17 @@ def test_the_ops_benchmark_writes_a_table_and_a_file(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.name != "new"], "nothing else is left behind"
 
 
+def test_pytest_benchmark_runs_ops_and_updates(tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    quick = ["--benchmark-only", "--benchmark-min-rounds=1", "--benchmark-max-time=0.001", f"--benchmark-json={record}"]
+    chosen = ["-k", "twin_q_256 or (64-64 and fused)", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "benchmarks", *quick, *chosen]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    groups = {row["group"] for row in json.loads(record.read_text())["benchmarks"]}
+    assert groups == {"twin_q_target [256]", "update 64-64, batch 64, threads 1", "update 64-64, batch 64, threads 2"}
+
+
 def test_the_collection_benchmark_makes_no_updates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "collect.json"
     task = ["--env-id", "Pendulum-v1", "--num-envs", "4", "--env-threads", "1"]

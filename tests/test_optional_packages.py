@@ -108,7 +108,6 @@ REFUSED = {
     "W&B": (f"{TRAIN} Pendulum-v1 --wandb --run-dir RUN2", 1, ("pip install 'sacfast[wandb]'",)),
     "plot": ("plot RUN", 1, ("pip install 'sacfast[plot]'",)),
     "video": ("evaluate RUN --video RUN/film.mp4", 1, ("pip install 'sacfast[video]'",)),
-    "ops": ("benchmark ops", 2, ("pytest_benchmark missing: pip install 'sacfast[benchmark]'",)),
     "collect": ("benchmark collect --rounds 1", 1, (ADVICE,)),
 }
 

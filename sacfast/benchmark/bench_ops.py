@@ -1,4 +1,4 @@
-"""The speed of the ops against plain torch. pytest-benchmark runs the rounds and keeps the record.
+"""The speed of the ops against plain torch, in rounds.
 
 A case is an op at a size with its contenders: "fused" is ours, the others do the same in plain torch. A new op is
 a function that makes a case, and a line of `CASES`.
@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -48,16 +47,6 @@ class Case(NamedTuple):
     size: str
     contenders: dict[str, Contender]
     bytes_moved: int | None = None  # read and written at least by one call; None: too small for it to matter
-
-
-class PytestBenchmark(Protocol):
-    """What is used of pytest-benchmark's fixture."""
-
-    extra_info: dict[str, Any]
-
-    def pedantic(self, target: Callable[[], None], *, rounds: int, warmup_rounds: int) -> None:
-        """Call `target` that often, and time it."""
-        ...
 
 
 def _with_compiled(call: Callable[[Callable[..., Any]], object], fused: Any, plain: Any) -> dict[str, Contender]:
@@ -327,17 +316,17 @@ CASES: dict[str, Callable[[str], Case]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_op(name: str, settings: Settings, benchmark: PytestBenchmark) -> None:
-    """Measure a case; a round of pytest-benchmark is one of `Rounds`, with every contender in it."""
+def measure(name: str, settings: Settings) -> dict[str, Any]:
+    """Time every contender of the case `name` of `CASES`; return its name and `summarize`."""
     case = CASES[name](settings.device)
     contenders = dict(case.contenders)
     if case.bytes_moved is not None:
         contenders[COPY] = _copy_of(case.bytes_moved, settings.device)
     rounds = Rounds(contenders, settings)
-    benchmark.pedantic(rounds.run_one, rounds=settings.rounds, warmup_rounds=settings.warmup_rounds)
+    for _ in range(settings.warmup_rounds + settings.rounds):
+        rounds.run_one()
     rounds.keep_last(settings.rounds)
-    benchmark.extra_info.update({"name": name, **summarize(case, rounds)})
+    return {"name": name, **summarize(case, rounds)}
 
 
 def summarize(case: Case, rounds: Rounds) -> dict[str, Any]:

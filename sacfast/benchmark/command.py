@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import json
 import math
 import os
 import shlex
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,59 +135,32 @@ def run(arguments: Sequence[str]) -> int:
 
 def _ops(arguments: Sequence[str]) -> int:
     options = parse("benchmark ops", OpsOptions, arguments)
-    if missing := [name for name in ("pytest", "pytest_benchmark") if importlib.util.find_spec(name) is None]:
-        raise UsageError(f"{' and '.join(missing)} missing: pip install 'sacfast[benchmark]'")
+
+    import torch
 
     from sacfast.benchmark import bench_ops, report
+    from sacfast.benchmark.harness import Settings
 
     _require_device(options.device)
     if unknown := sorted(set(options.only) - set(bench_ops.CASES)):
         raise UsageError(f"only: expected some of {', '.join(bench_ops.CASES)}, got {', '.join(unknown)}")
-    measured = _run_pytest(options)
-    if measured is None:
-        return 1
-    rows = [benchmark["extra_info"] for benchmark in measured["benchmarks"]]
-    _write("ops", options, arguments, rows)
-    print(f"{report.ops_table(rows)}\n\n{_where(options)}")
-    return 0
-
-
-def _run_pytest(options: OpsOptions) -> dict[str, Any] | None:
-    """Run the cases by pytest-benchmark with the settings given; return its record, None if one failed."""
-    import pytest
-    import torch
-
-    from sacfast.benchmark import bench_ops
-    from sacfast.benchmark.harness import Settings
-
     try:
         settings = Settings(
             options.device, options.threads, options.rounds, options.warmup_rounds, options.sample_milliseconds
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-    class GiveSettings:
-        @pytest.fixture
-        def settings(self) -> Settings:
-            return settings
-
-    file = Path(bench_ops.__file__)
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        record = Path(folder) / "record.json"
-        # Nothing of the folder in which the command is given: no configuration, no conftest, no cache.
-        isolation = ["-c", os.devnull, "--rootdir", folder, "--noconftest", "-p", "no:cacheprovider"]
-        isolation += [f"--benchmark-storage=file://{folder}"]
-        quiet = ["-qq", "--no-header", "--disable-warnings", "--assert=plain", "--benchmark-quiet"]
-        cases = [f"{file}::test_op[{name}]" for name in options.only or bench_ops.CASES]
-        code = pytest.main([*isolation, *quiet, f"--benchmark-json={record}", *cases], plugins=[GiveSettings()])
-        torch.set_num_threads(before)
-        if code != pytest.ExitCode.OK:
-            return None
-        content: dict[str, Any] = json.loads(record.read_text())
-    return content
+    rows = []
+    print(report.SPREADS)
+    for name in options.only or bench_ops.CASES:
+        rows.append(bench_ops.measure(name, settings))
+        print(f"\n{report.op_table(rows[-1])}", flush=True)
+        _write("ops", options, arguments, rows)  # after every row: a run may be cut short
+    torch.set_num_threads(before)
+    print(f"\n{_where(options)}")
+    return 0
 
 
 def _collect(arguments: Sequence[str]) -> int:

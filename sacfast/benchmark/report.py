@@ -90,13 +90,13 @@ def tree_hash(directory: Path) -> bytes:
     return _git_hash(b"tree", content)
 
 
-def ops_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Format the rows that `bench_ops.summarize` made."""
-    lines = ["median (20th - 80th percentile) over the rounds; ratios are taken inside each round"]
-    for row in rows:
-        lines += ["", f"{row['op']}  {row['size']}"]
-        lines += _contender_lines(row)
-    return "\n".join(lines)
+SPREADS = "median (20th - 80th percentile) over the rounds; ratios are taken inside each round"
+"""What the numbers of `op_table` are."""
+
+
+def op_table(row: Mapping[str, Any]) -> str:
+    """Format what `bench_ops.measure` returned."""
+    return "\n".join([f"{row['op']}  {row['size']}", *_contender_lines(row)])
 
 
 def _contender_lines(row: Mapping[str, Any]) -> Iterator[str]:

@@ -40,7 +40,7 @@ constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
 // Whether the products call memory into the caches before they need it. Measured: on Intel's Cascade Lake with AVX-512,
 // whose large panels seldom stay in the first-level cache, an update gains 2 to 4 %; on AMD's Zen 3 with AVX2 these
 // instructions cost products a tenth of their speed, and its own prefetching does better the longer the runs are.
-constexpr bool kCallsAhead = kVectorBytes == 64;
+constexpr bool kPrefetches = kVectorBytes == 64;
 
 // How far ahead of the product its right-hand panel is called into the first-level cache.
 constexpr std::int64_t kRowsAhead = 16;
@@ -113,7 +113,7 @@ struct Tile {
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) columns[v] = load<V>(right + v * lanes);
       if constexpr (kAhead) __builtin_prefetch(ahead + k * kLine<T>, 0, 2);
-      if constexpr (!kTransposed && kCallsAhead) {
+      if constexpr (!kTransposed && kPrefetches) {
         for (int v = 0; v < kVectors; ++v) __builtin_prefetch(right + kRowsAhead * panel + v * lanes);
       }
 #pragma GCC unroll 16
@@ -250,7 +250,7 @@ __attribute__((noinline)) void multiply_transposed_tile(const T* left, const T* 
       for (int v = 0; v < kVectors; ++v) __builtin_prefetch(sums + r * kPanel<T> + v * kLanes<T>);
     }
   }
-  if (!kCallsAhead) {
+  if (!kPrefetches) {
     if (const T* piece = pieces.take()) {
       for (std::int64_t line = 0; line < kSquareLines<T>; ++line) __builtin_prefetch(piece + line * kLine<T>, 1, 2);
     }
@@ -258,7 +258,7 @@ __attribute__((noinline)) void multiply_transposed_tile(const T* left, const T* 
   Tile<T, kRows, kVectors> tile;
   tile.fill(nullptr);
   for (std::int64_t k = 0; k < depth;) {
-    const T* piece = kCallsAhead ? pieces.take() : nullptr;
+    const T* piece = kPrefetches ? pieces.take() : nullptr;
     if (piece == nullptr) {
       tile.template add<true>(left + k * kPanel<T>, right + k * kPanel<T>, depth - k);
       break;
@@ -293,7 +293,7 @@ void multiply_columns(Panels<const T> left, std::int64_t count, std::int64_t dep
   const auto in_steps = [](std::int64_t begin, std::int64_t end, std::int64_t step, const auto& body) {
     for (; begin < end; begin += step) body(begin, end - begin < step ? end - begin : step);
   };
-  const std::int64_t at_once = (kCallsAhead ? together : kMostSquares / together) * kPanel<T>;
+  const std::int64_t at_once = (kPrefetches ? together : kMostSquares / together) * kPanel<T>;
   in_steps(0, count, at_once, [&](std::int64_t begin, std::int64_t columns) {
     const auto sums = [=](std::int64_t first, std::int64_t panel) {
       return scratch + (panel * at_once + first - begin) * kPanel<T>;

@@ -2,7 +2,7 @@
 // compared with the CPU engine: the same updates, the same faults, several learners side by side, and no dependence on
 // the order of blocks and threads.
 //
-// Compiled with csrc/update/engine_cpu.cpp, csrc/core/thread_team.cpp and csrc/core/cpu_level.cpp.
+// Compiled with csrc/update/cpu/engine.cpp, csrc/core/thread_team.cpp and csrc/core/cpu_level.cpp.
 //
 // Exits with 1 if a check fails.
 #include <algorithm>

@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "../core/panels.h"
-#include "../core/sizes.h"
+#include "../../core/panels.h"
+#include "../../core/sizes.h"
 
 namespace sacfast::SACFAST_ISA {
 
@@ -66,6 +66,12 @@ struct MlpShape {
 template <class T>
 Panels<const T> weight_of(const Layer& layer, const T* parameters) {
   return {parameters + layer.offset, (layer.inputs + 1) * kPanel<T>};
+}
+
+// Columns of a matrix of `cols` columns, from panel `panel` on.
+template <class T>
+constexpr std::int64_t columns_from(std::int64_t cols, std::int64_t panel) {
+  return cols - panel * kPanel<T>;
 }
 
 template <class T>

@@ -4,12 +4,13 @@
 #include <sys/mman.h>
 
 #include <array>
+#include <cstdint>
 #include <cstdlib>
 #include <new>
 #include <vector>
 
-#include "../core/sizes.h"
-#include "engine.h"
+#include "../../core/sizes.h"
+#include "../engine.h"
 #include "mlp.h"
 
 namespace sacfast::SACFAST_ISA {

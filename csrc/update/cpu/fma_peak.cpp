@@ -3,9 +3,9 @@
 #include <chrono>
 #include <vector>
 
-#include "../core/simd.h"
-#include "../core/thread_team.h"
-#include "engine.h"
+#include "../../core/simd.h"
+#include "../../core/thread_team.h"
+#include "../engine.h"
 
 namespace sacfast::SACFAST_ISA {
 namespace {

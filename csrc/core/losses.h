@@ -66,8 +66,9 @@ struct SoftValue {
 
   SACFAST_HD SoftValueRow<V> operator()(V q1, V q2, V log_prob) const {
     const V zero = constant<V>(0.0), one = constant<V>(1.0);
+    const V value = soft_bellman_target(zero, zero, q1, q2, log_prob, alpha, one);
     const BellmanGrad<V> grad = soft_bellman_target_backward(minus_share, zero, q1, q2, log_prob, alpha, one);
-    return {soft_bellman_target(zero, zero, q1, q2, log_prob, alpha, one), grad.q1, grad.q2};
+    return {value, grad.q1, grad.q2};
   }
 };
 

@@ -61,7 +61,7 @@ class ReplayBuffer:
         self.action_dim = action_dim = as_int("action_dim", action_dim, 1)
         seed = as_int("seed", seed, 0)
         self.device = with_index(device)
-        self._widths = (observation_dim, action_dim, 1, observation_dim, 1)  # of the columns of a row
+        self._widths = collect.row_widths(observation_dim, action_dim)  # of the fields
         self._tails = ((observation_dim,), (action_dim,), (), (observation_dim,), ())  # of the fields' shapes
         width = sum(self._widths)
         check_fits(f"capacity: {capacity} transitions of {width} float32", capacity * width * 4, self.device)

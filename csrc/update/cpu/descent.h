@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
 #include <vector>
 
 #include "../../core/adam.h"
@@ -74,6 +75,16 @@ struct AdamAndTarget {
 template <class T>
 AdamFactors<T> adam_factors(const UpdateSettings& settings, double lr, std::int64_t step) {
   return AdamFactors<T>::of(lr, settings.adam_beta1, settings.adam_beta2, settings.adam_eps, step);
+}
+
+// The temperature's step, whose loss goes to `loss`. Returns what is not finite, or nothing.
+template <class T>
+std::string step_alpha(UpdateState<T>& state, double mean_log_prob, double& loss) {
+  const UpdateSettings& settings = state.settings;
+  UpdateCounters& counters = state.counters;
+  loss = step_temperature(counters, static_cast<T>(mean_log_prob), static_cast<T>(settings.target_entropy),
+                          adam_factors<T>(settings, settings.alpha_lr, counters.alpha_steps + 1));
+  return std::isfinite(counters.log_alpha_exp_avg_sq) ? "" : kTemperatureMoment;
 }
 
 // One thread's share of the optimisers' steps.

@@ -272,6 +272,18 @@ struct Job {
     for (SharedProduct& each : first_hidden_deltas) each.blocks.refill();
   }
 
+  // Makes what an update has written the state, and gets ready for the next update.
+  void finish_update() {
+    const UpdateSettings& settings = state.settings;
+    state.commit(target_is_due(state.counters, settings.target_update_interval));
+    count_update(state.counters, settings.value_network, settings.deterministic_policy, work->next_noise != nullptr,
+                 work->noise != nullptr);
+    ++outcome->updates;
+    ++step;
+    refill();
+    for (int i = 0; i < kMetrics; ++i) outcome->metrics[i] += metrics[i];
+  }
+
   double& metric(Metric name) { return metrics[static_cast<int>(name)]; }
 
   // The name of the first tensor that is not finite, of those that all threads found; empty if there is none.

@@ -8,8 +8,9 @@
 #include <cmath>
 #include <string>
 
-#include "../../core/bellman.h"
+#include "../../core/losses.h"
 #include "descent.h"
+#include "minibatch.h"
 #include "passes.h"
 #include "policy.h"
 #include "profile.h"
@@ -43,18 +44,7 @@ class CpuSteps {
 
   void gather() {
     profile_.start(Phase::kGather);
-    const std::int64_t width = 2 * s_.observations + s_.actions + 2, pair = s_.observations + s_.actions;
-    const std::int64_t* index = job_.work->index + job_.step * s_.batch;
-    for (std::int64_t row = rows_.begin; row < rows_.end; ++row) {
-      // Rows lie anywhere in a buffer that no cache holds.
-      if (row + kRowsAhead < rows_.end) prefetch(job_.work->rows + index[row + kRowsAhead] * width, width);
-      const float* from = job_.work->rows + index[row] * width;
-      copy_row(from, pair, s_.stored, row);
-      copy_row(from, s_.observations, s_.current, row);
-      copy_row(from + pair + 1, s_.observations, s_.next, row);
-      s_.reward[row] = static_cast<T>(settings_.reward_scale) * static_cast<T>(from[pair]);
-      s_.terminated[row] = static_cast<T>(from[width - 1]);
-    }
+    gather_rows(s_, rows_, job_.work->rows, job_.work->index + job_.step * s_.batch);
     alpha_ = static_cast<T>(settings_.learn_alpha ? std::exp(s_.counters.log_alpha) : settings_.alpha);
     bad_tensor_ = kNoTensor;
     if (settings_.value_network) job_.has_inputs.pass();  // there is no a'
@@ -88,21 +78,17 @@ class CpuSteps {
     });
   }
 
-  // V'(x') takes the place of both critics' values, without an entropy.
   void target_value() {
     profile_.start(Phase::kTarget);
     passes_.target_forward(Network::kValue, rows_, rows_.begin);
-    for (std::int64_t row = rows_.begin; row < rows_.end; ++row) {
-      s_.next_q2[row] = s_.next_q1[row];
-      s_.next_log_prob[row] = 0;
-    }
   }
 
   void bellman_target() {
-    const T gamma = static_cast<T>(settings_.gamma);
+    const SoftTarget<T> target{alpha_, static_cast<T>(settings_.gamma)};
     for (std::int64_t row = rows_.begin; row < rows_.end; ++row) {
-      s_.target[row] = soft_bellman_target(s_.reward[row], s_.terminated[row], s_.next_q1[row], s_.next_q2[row],
-                                           s_.next_log_prob[row], alpha_, gamma);
+      s_.target[row] = settings_.value_network ? target(s_.reward[row], s_.terminated[row], s_.next_q1[row])
+                                               : target(s_.reward[row], s_.terminated[row], s_.next_q1[row],
+                                                        s_.next_q2[row], s_.next_log_prob[row]);
     }
   }
 
@@ -135,18 +121,10 @@ class CpuSteps {
 
   bool critics_are_finite() {
     return meet([this]() -> std::string {
-      double loss = 0, q_sum = 0, target_sum = 0;
-      const T* q1 = s_.network(Network::kQ1).activations.scalar;
-      const T* q2 = s_.network(Network::kQ2).activations.scalar;
-      for (std::int64_t row = 0; row < s_.batch; ++row) {
-        const double y = s_.target[row], first = q1[row], second = q2[row];
-        loss += (first - y) * (first - y) + (second - y) * (second - y);
-        q_sum += first + second;
-        target_sum += y;
-      }
-      job_.metric(Metric::kCriticLoss) = mean(settings_.value_network ? 0.5 * loss : loss);
-      job_.metric(Metric::kQMean) = 0.5 * mean(q_sum);
-      job_.metric(Metric::kTargetMean) = mean(target_sum);
+      const CriticLosses losses = critic_losses(s_);
+      job_.metric(Metric::kCriticLoss) = losses.loss;
+      job_.metric(Metric::kQMean) = losses.q_mean;
+      job_.metric(Metric::kTargetMean) = losses.target_mean;
       job_.metric(Metric::kAlpha) = alpha_;
       return is_finite(Metric::kCriticLoss) ? job_.bad_tensor_of_all() : "critic_loss";
     });
@@ -165,30 +143,27 @@ class CpuSteps {
     });
   }
 
-  // v, and the gradient of -mean v with respect to each Q_i: all of it to the smaller one, half to each at a tie.
   void soft_value() {
     LearnedNetwork<T>& first = s_.network(Network::kQ1);
     LearnedNetwork<T>& second = s_.network(Network::kQ2);
-    const T minus_share = static_cast<T>(-1.0 / static_cast<double>(s_.batch));
-    const T zero = 0, one = 1;
+    const auto soft_value = SoftValue<T>::of(alpha_, s_.batch);
     for (std::int64_t row = rows_.begin; row < rows_.end; ++row) {
-      const T q1 = first.activations.scalar[row], q2 = second.activations.scalar[row];
-      s_.soft_value[row] = soft_bellman_target(zero, zero, q1, q2, s_.log_prob[row], alpha_, one);
-      const BellmanGrad<T> grad =
-          soft_bellman_target_backward(minus_share, zero, q1, q2, s_.log_prob[row], alpha_, one);
-      first.scalar_delta[row] = grad.q1;
-      second.scalar_delta[row] = grad.q2;
+      const SoftValueRow<T> result =
+          soft_value(first.activations.scalar[row], second.activations.scalar[row], s_.log_prob[row]);
+      s_.soft_value[row] = result.value;
+      first.scalar_delta[row] = result.grad_q1;
+      second.scalar_delta[row] = result.grad_q2;
     }
   }
 
   void value_backward() {
     profile_.start(Phase::kValue);
     LearnedNetwork<T>& value = s_.network(Network::kValue);
-    const T factor = static_cast<T>(1.0 / static_cast<double>(s_.batch));
+    const auto loss = SquaredError<T>::of(kValueLossWeight, s_.batch);
     for_each_block(rows_, [&](std::int64_t row, std::int64_t rows) {
       passes_.forward(value.shape, now(Network::kValue), s_.current, row, rows, value.activations, row);
       for (std::int64_t i = row; i < row + rows; ++i) {
-        value.scalar_delta[i] = factor * (value.activations.scalar[i] - s_.soft_value[i]);
+        value.scalar_delta[i] = loss(value.activations.scalar[i], s_.soft_value[i]);
       }
       passes_.scalar_network_backward(value, now(Network::kValue), row, rows);
     });
@@ -225,19 +200,11 @@ class CpuSteps {
 
   bool policy_losses_are_finite() {
     return meet([this] {
-      double soft_value = 0, log_prob = 0, value_loss = 0;
-      for (std::int64_t row = 0; row < s_.batch; ++row) {
-        soft_value += s_.soft_value[row];
-        log_prob += s_.log_prob[row];
-        if (settings_.value_network) {
-          const double value = s_.network(Network::kValue).activations.scalar[row], error = value - s_.soft_value[row];
-          value_loss += 0.5 * error * error;
-        }
-      }
-      job_.mean_log_prob = mean(log_prob);
-      job_.metric(Metric::kActorLoss) = -mean(soft_value);
-      job_.metric(Metric::kEntropy) = -job_.mean_log_prob;
-      job_.metric(Metric::kValueLoss) = mean(value_loss);
+      const PolicyLosses losses = policy_losses(s_);
+      job_.mean_log_prob = losses.log_prob_mean;
+      job_.metric(Metric::kActorLoss) = losses.actor_loss;
+      job_.metric(Metric::kEntropy) = -losses.log_prob_mean;
+      job_.metric(Metric::kValueLoss) = losses.value_loss;
       if (!is_finite(Metric::kActorLoss)) return "actor_loss";
       return is_finite(Metric::kValueLoss) ? "" : "value_loss";
     });
@@ -253,8 +220,10 @@ class CpuSteps {
   bool commit() {
     const bool done = meet([this] {
       std::string fault = job_.bad_tensor_of_all();
-      if (fault.empty()) fault = step_alpha();
-      if (fault.empty()) finish_update();
+      if (fault.empty() && settings_.learn_alpha) {
+        fault = step_alpha(s_, job_.mean_log_prob, job_.metric(Metric::kAlphaLoss));
+      }
+      if (fault.empty()) job_.finish_update();
       return fault;
     });
     profile_.stop();
@@ -263,18 +232,6 @@ class CpuSteps {
 
  private:
   T* now(Network network) { return s_.part(network, Part::kParameters); }
-
-  static void prefetch(const float* row, std::int64_t width) {
-    for (std::int64_t col = 0; col < width; col += 16) __builtin_prefetch(row + col);  // 64 bytes a line
-  }
-
-  static void copy_row(const float* from, std::int64_t count, Panels<T> to, std::int64_t row) {
-    for (std::int64_t col = 0, panel = 0; col < count; col += kPanel<T>, ++panel) {
-      const std::int64_t part = count - col < kPanel<T> ? count - col : kPanel<T>;
-      T* out = to.row(panel, row);
-      for (std::int64_t i = 0; i < part; ++i) out[i] = static_cast<T>(from[col + i]);
-    }
-  }
 
   // Calls forward(critic, rows) for this thread's rows of each critic. The rows that others wait for come first, so
   // that there is seldom a wait at the gate.
@@ -292,7 +249,7 @@ class CpuSteps {
   void critic_forward_backward(Network critic, Rows of, const Gate* has_targets = nullptr) {
     profile_.start(Phase::kCritics);
     LearnedNetwork<T>& each = s_.network(critic);
-    const T factor = static_cast<T>((settings_.value_network ? 1.0 : 2.0) / static_cast<double>(s_.batch));
+    const auto loss = SquaredError<T>::of(critic_loss_weight(settings_.value_network), s_.batch);
     for_each_block(of, [&](std::int64_t row, std::int64_t rows) {
       passes_.forward(each.shape, now(critic), s_.stored, row, rows, each.activations, row);
       if (has_targets != nullptr) {
@@ -300,7 +257,7 @@ class CpuSteps {
         profile_.start(Phase::kCritics);
       }
       for (std::int64_t i = row; i < row + rows; ++i) {
-        each.scalar_delta[i] = factor * (each.activations.scalar[i] - s_.target[i]);
+        each.scalar_delta[i] = loss(each.activations.scalar[i], s_.target[i]);
       }
       passes_.scalar_network_backward(each, now(critic), row, rows);
     });
@@ -316,26 +273,6 @@ class CpuSteps {
       profile_.start(Phase::kActorBackward);
       while (const Block* block = product.blocks.take()) passes_.first_hidden_backward(actor, *block);
     }
-  }
-
-  // Returns what is not finite, or nothing.
-  std::string step_alpha() {
-    UpdateCounters& counters = s_.counters;
-    if (!settings_.learn_alpha) return "";
-    job_.metric(Metric::kAlphaLoss) =
-        step_temperature(counters, static_cast<T>(job_.mean_log_prob), static_cast<T>(settings_.target_entropy),
-                         adam_factors<T>(settings_, settings_.alpha_lr, counters.alpha_steps + 1));
-    return std::isfinite(counters.log_alpha_exp_avg_sq) ? "" : kTemperatureMoment;
-  }
-
-  void finish_update() {
-    s_.commit(target_is_due(s_.counters, settings_.target_update_interval));
-    count_update(s_.counters, settings_.value_network, settings_.deterministic_policy, job_.work->next_noise != nullptr,
-                 job_.work->noise != nullptr);
-    ++job_.outcome->updates;
-    ++job_.step;
-    job_.refill();
-    for (int i = 0; i < kMetrics; ++i) job_.outcome->metrics[i] += job_.metrics[i];
   }
 
   // Waits for all threads. The last one decides whether the update goes on: `last` returns what is wrong, or nothing.
@@ -357,8 +294,6 @@ class CpuSteps {
     gate.wait(job_.step + 1);
     profile_.stop();
   }
-
-  double mean(double sum) const { return sum / static_cast<double>(s_.batch); }
 
   // As the number is reported, in T.
   bool is_finite(Metric name) { return std::isfinite(static_cast<T>(job_.metric(name))); }

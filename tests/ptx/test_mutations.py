@@ -46,10 +46,10 @@ SOURCES = {
     "the critics are asked before the action is there": (
         "update/gpu/steps.h", [Change(JOIN + ASK_CRITICS, ASK_CRITICS + JOIN)], "small", "race between launches"),
     "one row too many is written": (
-        "update/kernels.h", [Change("if (row >= item.rows || col", "if (row > item.rows || col")],
+        "update/gpu/kernels/product.h", [Change("if (row >= item.rows || col", "if (row > item.rows || col")],
         "rows", "outside of memory"),
     "one element too many is read": (
-        "update/kernels.h", [Change("if (k < end_depth && at < end) {", "if (k <= end_depth && at < end) {")],
+        "update/gpu/kernels/product.h", [Change("if (k < end_depth && at < end) {", "if (k <= end_depth && at < end) {")],
         "rows", "outside of memory"),
 }  # fmt: skip
 

@@ -53,7 +53,7 @@ class GpuSteps {
     body.beta2 = settings_.adam_beta2;
     body.eps = settings_.adam_eps;
     body.target_update_interval = settings_.target_update_interval;
-    launch(Lane::kMain, body, Gather<T>::blocks(s_.batch, 2 * s_.observations + s_.actions + 2));
+    launch(Lane::kMain, body, Gather<T>::blocks(s_.batch, RowLayout{s_.observations, s_.actions}.width()));
     // From here on the lanes are independent, until one is told to wait.
     machine_.after(Lane::kCritics, Lane::kMain);
     machine_.after(Lane::kActor, Lane::kMain);

@@ -1,6 +1,7 @@
 // The last kernel of an update: metrics, what was not finite, the temperature, and the commit.
 #pragma once
 
+#include "../../../core/losses.h"
 #include "../../../core/philox.h"
 #include "body.h"
 
@@ -24,19 +25,15 @@ struct Finish : Body<T> {
     if (this->is_off(block)) return;
     const Shift here = this->shift(block);
     block.each_thread([&](int thread) {
-      double sums[kSums] = {};
+      CriticSums critics;
+      PolicySums policy;
       for (std::int64_t row = thread; row < batch; row += kBlockThreads) {
-        const double y = here(target)[row], first = here(q1)[row], second = here(q2)[row];
-        sums[kSquaredErrors] += (first - y) * (first - y) + (second - y) * (second - y);
-        sums[kQ] += first + second;
-        sums[kTarget] += y;
-        sums[kSoftValue] += here(soft_value)[row];
-        sums[kLogProb] += here(log_prob)[row];
-        if (!value.is_null()) {
-          const double error = static_cast<double>(here(value)[row]) - here(soft_value)[row];
-          sums[kSquaredValueErrors] += error * error;
-        }
+        critics.add(here(q1)[row], here(q2)[row], here(target)[row]);
+        policy.add(here(soft_value)[row], here(log_prob)[row]);
+        if (!value.is_null()) policy.add_value(here(value)[row], here(soft_value)[row]);
       }
+      const double sums[kSums] = {critics.squared_errors, critics.q,       critics.target,
+                                  policy.soft_value,      policy.log_prob, policy.squared_value_errors};
       for (int i = 0; i < kSums; ++i) shared.sums[i][thread] = sums[i];
     });
     for (int half = kBlockThreads / 2; half > 0; half /= 2) {
@@ -55,15 +52,18 @@ struct Finish : Body<T> {
     const double inverse = 1.0 / static_cast<double>(batch);
     double metrics[kMetrics] = {};
     const auto metric = [&metrics](Metric name) -> double& { return metrics[static_cast<int>(name)]; };
-    const double critic_loss = shared.sums[kSquaredErrors][0] * inverse;
-    const double log_prob_mean = shared.sums[kLogProb][0] * inverse;
-    metric(Metric::kCriticLoss) = !value.is_null() ? 0.5 * critic_loss : critic_loss;
-    metric(Metric::kQMean) = 0.5 * shared.sums[kQ][0] * inverse;
-    metric(Metric::kTargetMean) = shared.sums[kTarget][0] * inverse;
+    const auto sum = [&shared](Sum name) { return shared.sums[name][0]; };
+    const auto mean = [inverse](double of) { return of * inverse; };
+    const CriticLosses critics =
+        CriticSums{sum(kSquaredErrors), sum(kQ), sum(kTarget)}.losses(critic_loss_weight(!value.is_null()), mean);
+    const PolicyLosses policy = PolicySums{sum(kSoftValue), sum(kLogProb), sum(kSquaredValueErrors)}.losses(mean);
+    metric(Metric::kCriticLoss) = critics.loss;
+    metric(Metric::kQMean) = critics.q_mean;
+    metric(Metric::kTargetMean) = critics.target_mean;
     metric(Metric::kAlpha) = scalars.alpha;
-    metric(Metric::kActorLoss) = -shared.sums[kSoftValue][0] * inverse;
-    metric(Metric::kEntropy) = -log_prob_mean;
-    metric(Metric::kValueLoss) = 0.5 * shared.sums[kSquaredValueErrors][0] * inverse;
+    metric(Metric::kActorLoss) = policy.actor_loss;
+    metric(Metric::kEntropy) = -policy.log_prob_mean;
+    metric(Metric::kValueLoss) = policy.value_loss;
 
     // In the order in which a step by step update would have met it.
     if (scalars.bad_place != kNoPlace) {
@@ -84,8 +84,8 @@ struct Finish : Body<T> {
 
     UpdateCounters counters = scalars.counters;
     if (learn_alpha) {
-      metric(Metric::kAlphaLoss) =
-          step_temperature(counters, static_cast<T>(log_prob_mean), target_entropy, scalars.factors[kOfTemperature]);
+      metric(Metric::kAlphaLoss) = step_temperature(counters, static_cast<T>(policy.log_prob_mean), target_entropy,
+                                                    scalars.factors[kOfTemperature]);
       if (!is_finite(counters.log_alpha_exp_avg_sq)) {
         scalars.fault = kFaultOfTemperature;
         return;

@@ -1,6 +1,7 @@
 // The first kernel of an update: its minibatch, and the numbers that its other kernels need.
 #pragma once
 
+#include "../../../core/row.h"
 #include "body.h"
 
 namespace sacfast::SACFAST_ISA {
@@ -27,7 +28,8 @@ struct Gather : Body<T> {
     if (this->is_off(block)) return;
     const Shift here = this->shift(block);
     GpuScalars<T>& scalars = *here(this->scalars);
-    const std::int64_t pair = observations + actions, width = pair + observations + 2;
+    const RowLayout layout{observations, actions};
+    const std::int64_t pair = layout.pair(), width = layout.width();
     block.each_thread([&](int thread) {
       if (block.index == 0 && thread < kSteps) prepare(scalars, thread);
       const std::int64_t element = block.index * kBlockThreads + thread;
@@ -40,9 +42,11 @@ struct Gather : Body<T> {
       const T exact = static_cast<T>(exists ? scalars.rows[number * width + col] : 0.0f);
       if (col < pair) here(stored)[row * pair + col] = exact;
       if (col < observations) here(current)[row * pair + col] = exact;
-      if (col == pair) here(reward)[row] = reward_scale * exact;
-      if (col > pair && col < width - 1) here(next)[row * pair + col - pair - 1] = exact;
-      if (col == width - 1) here(terminated)[row] = exact;
+      if (col == layout.reward()) here(reward)[row] = reward_scale * exact;
+      if (col >= layout.next_observation() && col < layout.terminated()) {
+        here(next)[row * pair + col - layout.next_observation()] = exact;
+      }
+      if (col == layout.terminated()) here(terminated)[row] = exact;
     });
   }
 

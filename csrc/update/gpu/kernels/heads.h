@@ -1,7 +1,7 @@
 // The scalar heads of critics and value network: targets, losses, and the deltas of the layer before.
 #pragma once
 
-#include "../../../core/bellman.h"
+#include "../../../core/losses.h"
 #include "rows.h"
 
 namespace sacfast::SACFAST_ISA {
@@ -69,34 +69,33 @@ struct ScalarHeads : Body<T> {
   SACFAST_HD T out(int which, std::int64_t row, Shift here) const { return here(heads[which].out)[row]; }
 
   SACFAST_HD void use_row(std::int64_t row, Shift here) const {
-    const T one_share = static_cast<T>(1.0 / static_cast<double>(batch));
-    const T alpha = here(this->scalars)->alpha, zero = 0, one = 1;
+    const T alpha = here(this->scalars)->alpha;
     switch (use) {
       case HeadUse::kTarget: {
+        const SoftTarget<T> y{alpha, gamma};
         const T q1 = out(0, row, here), q2 = out(count - 1, row, here);
-        const T log_prob_of_next = value_network ? zero : here(next_log_prob)[row];
-        here(target)[row] =
-            soft_bellman_target(here(reward)[row], here(terminated)[row], q1, q2, log_prob_of_next, alpha, gamma);
+        const T log_prob_of_next = value_network ? T(0) : here(next_log_prob)[row];
+        here(target)[row] = y(here(reward)[row], here(terminated)[row], q1, q2, log_prob_of_next);
         break;
       }
       case HeadUse::kCriticLoss: {
-        const T factor = static_cast<T>((value_network ? 1.0 : 2.0) / static_cast<double>(batch));
+        const auto loss = SquaredError<T>::of(critic_loss_weight(value_network), batch);
         for (int which = 0; which < count; ++which) {
-          here(heads[which].gradient)[row] = factor * (out(which, row, here) - here(target)[row]);
+          here(heads[which].gradient)[row] = loss(out(which, row, here), here(target)[row]);
         }
         break;
       }
       case HeadUse::kSoftValue: {
-        const T q1 = out(0, row, here), q2 = out(1, row, here), log_prob_of_row = here(log_prob)[row];
-        here(soft_value)[row] = soft_bellman_target(zero, zero, q1, q2, log_prob_of_row, alpha, one);
-        const BellmanGrad<T> grad =
-            soft_bellman_target_backward(T(-one_share), zero, q1, q2, log_prob_of_row, alpha, one);
-        here(heads[0].gradient)[row] = grad.q1;
-        here(heads[1].gradient)[row] = grad.q2;
+        const SoftValueRow<T> v =
+            SoftValue<T>::of(alpha, batch)(out(0, row, here), out(1, row, here), here(log_prob)[row]);
+        here(soft_value)[row] = v.value;
+        here(heads[0].gradient)[row] = v.grad_q1;
+        here(heads[1].gradient)[row] = v.grad_q2;
         break;
       }
       case HeadUse::kValueLoss:
-        here(heads[0].gradient)[row] = one_share * (out(0, row, here) - here(soft_value)[row]);
+        here(heads[0].gradient)[row] =
+            SquaredError<T>::of(kValueLossWeight, batch)(out(0, row, here), here(soft_value)[row]);
         break;
     }
   }

@@ -2,12 +2,14 @@
 // or a vector of floats.
 //
 //     y  = reward + gamma (1 - terminated) (min_i Q'_i(x', a') - alpha log_prob')           SoftTarget
-//     v  = min_i Q_i(x, a~) - alpha log_prob                                                SoftValue
 //     critics: weight mean_B (Q_i(x, a) - y)^2, summed over i                               SquaredError, CriticSums
-//     actor:   -mean_B v                                                                    SoftValue, PolicySums
 //     value:   1/2 mean_B (V(x) - v)^2                                                      SquaredError, PolicySums
+//     actor:   -mean_B v                                                                    PolicySums
 //
-// (arXiv 1812.05905, equations 3 to 7; the value network: arXiv 1801.01290, equations 5 and 7.)
+// v = min_i Q_i(x, a~) - alpha log_prob is soft_bellman_target with gamma 1 and no reward, and its gradient is
+// soft_bellman_target_backward (bellman.h). A functor around the two changes where compilers place a multiply-add, and
+// so the bits of the CPU's update. (arXiv 1812.05905, equations 3 to 7; the value network: arXiv 1801.01290, equations
+// 5 and 7.)
 #pragma once
 
 #include "bellman.h"
@@ -45,31 +47,6 @@ struct SquaredError {
   }
 
   SACFAST_HD V operator()(V prediction, V target) const { return factor * (prediction - target); }
-};
-
-template <class V>
-struct SoftValueRow {
-  V value;             // v
-  V grad_q1, grad_q2;  // of the actor's loss
-};
-
-// The soft value of a row, and the gradient that each critic's output gets from -mean_B v: all of it goes to the
-// smaller one, half to each at a tie.
-template <class V>
-struct SoftValue {
-  V alpha;
-  V minus_share;  // -1 / B
-
-  SACFAST_HD static SoftValue of(V alpha, std::int64_t batch) {
-    return {alpha, constant<V>(-1.0 / static_cast<double>(batch))};
-  }
-
-  SACFAST_HD SoftValueRow<V> operator()(V q1, V q2, V log_prob) const {
-    const V zero = constant<V>(0.0), one = constant<V>(1.0);
-    const V value = soft_bellman_target(zero, zero, q1, q2, log_prob, alpha, one);
-    const BellmanGrad<V> grad = soft_bellman_target_backward(minus_share, zero, q1, q2, log_prob, alpha, one);
-    return {value, grad.q1, grad.q2};
-  }
 };
 
 // ---- Losses and metrics: sums over rows in double -----------------------------------------------------------------

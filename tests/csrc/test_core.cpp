@@ -539,12 +539,6 @@ void check_losses() {
   EXPECT(error(T(5), T(2)) == T(1.5));
   EXPECT(SquaredError<T>::of(kValueLossWeight, 4)(T(5), T(2)) == T(0.75));
 
-  const auto soft_value = SoftValue<T>::of(T(0.5), 4);
-  const SoftValueRow<T> first = soft_value(T(1), T(2), T(-4)), tie = soft_value(T(1), T(1), T(-4));
-  EXPECT(first.value == T(3));
-  EXPECT(first.grad_q1 == T(-0.25) && first.grad_q2 == T(0));
-  EXPECT(tie.grad_q1 == T(-0.125) && tie.grad_q2 == T(-0.125));
-
   const auto mean = [](double sum) { return sum / 4; };
   CriticSums critics;
   critics.add(1, 2, 3);

@@ -143,16 +143,19 @@ class CpuSteps {
     });
   }
 
+  // v, and the gradient of -mean v with respect to each Q_i: all of it to the smaller one, half to each at a tie.
   void soft_value() {
     LearnedNetwork<T>& first = s_.network(Network::kQ1);
     LearnedNetwork<T>& second = s_.network(Network::kQ2);
-    const auto soft_value = SoftValue<T>::of(alpha_, s_.batch);
+    const T minus_share = static_cast<T>(-1.0 / static_cast<double>(s_.batch));
+    const T zero = 0, one = 1;
     for (std::int64_t row = rows_.begin; row < rows_.end; ++row) {
-      const SoftValueRow<T> result =
-          soft_value(first.activations.scalar[row], second.activations.scalar[row], s_.log_prob[row]);
-      s_.soft_value[row] = result.value;
-      first.scalar_delta[row] = result.grad_q1;
-      second.scalar_delta[row] = result.grad_q2;
+      const T q1 = first.activations.scalar[row], q2 = second.activations.scalar[row];
+      s_.soft_value[row] = soft_bellman_target(zero, zero, q1, q2, s_.log_prob[row], alpha_, one);
+      const BellmanGrad<T> grad =
+          soft_bellman_target_backward(minus_share, zero, q1, q2, s_.log_prob[row], alpha_, one);
+      first.scalar_delta[row] = grad.q1;
+      second.scalar_delta[row] = grad.q2;
     }
   }
 

@@ -86,11 +86,13 @@ struct ScalarHeads : Body<T> {
         break;
       }
       case HeadUse::kSoftValue: {
-        const SoftValueRow<T> v =
-            SoftValue<T>::of(alpha, batch)(out(0, row, here), out(1, row, here), here(log_prob)[row]);
-        here(soft_value)[row] = v.value;
-        here(heads[0].gradient)[row] = v.grad_q1;
-        here(heads[1].gradient)[row] = v.grad_q2;
+        const T q1 = out(0, row, here), q2 = out(1, row, here), log_prob_of_row = here(log_prob)[row];
+        const T minus_share = static_cast<T>(-1.0 / static_cast<double>(batch)), zero = 0, one = 1;
+        here(soft_value)[row] = soft_bellman_target(zero, zero, q1, q2, log_prob_of_row, alpha, one);
+        const BellmanGrad<T> grad =
+            soft_bellman_target_backward(minus_share, zero, q1, q2, log_prob_of_row, alpha, one);
+        here(heads[0].gradient)[row] = grad.q1;
+        here(heads[1].gradient)[row] = grad.q2;
         break;
       }
       case HeadUse::kValueLoss:

@@ -24,6 +24,10 @@ _STATE = ("rows", "position", "capacity", "generator")
 _Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 
+_LARGEST_DIM = 2**62
+"""What the native layout of a row counts with: far beyond any memory."""
+
+
 class ReplayBuffer:
     """The last `capacity` transitions, sampled uniformly with replacement.
 
@@ -57,8 +61,8 @@ class ReplayBuffer:
             ValueError: a number is out of range, or the rows do not fit in the device's free memory.
         """
         self.capacity = capacity = as_int("capacity", capacity, 1)
-        self.observation_dim = observation_dim = as_int("observation_dim", observation_dim, 1)
-        self.action_dim = action_dim = as_int("action_dim", action_dim, 1)
+        self.observation_dim = observation_dim = as_int("observation_dim", observation_dim, 1, _LARGEST_DIM)
+        self.action_dim = action_dim = as_int("action_dim", action_dim, 1, _LARGEST_DIM)
         seed = as_int("seed", seed, 0)
         self.device = with_index(device)
         self._widths = collect.row_widths(observation_dim, action_dim)  # of the fields

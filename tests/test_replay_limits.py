@@ -54,7 +54,7 @@ def test_a_replay_buffer_that_cannot_fit_is_refused() -> None:
         ReplayBuffer(10**12, O, A)
     with pytest.raises(ValueError, match=r"observation_dim: expected an int in 1\.\.4611686018427387904, got 2"):
         ReplayBuffer(1, 2**63, A)
-    with pytest.raises(ValueError, match="capacity: 1 transitions of .* float32 need"):
+    with pytest.raises(ValueError, match=r"capacity: 1 transitions of .* float32 need"):
         ReplayBuffer(1, O, 2**61)
 
 

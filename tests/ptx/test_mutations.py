@@ -49,7 +49,8 @@ SOURCES = {
         "update/gpu/kernels/product.h", [Change("if (row >= item.rows || col", "if (row > item.rows || col")],
         "rows", "outside of memory"),
     "one element too many is read": (
-        "update/gpu/kernels/product.h", [Change("if (k < end_depth && at < end) {", "if (k <= end_depth && at < end) {")],
+        "update/gpu/kernels/product.h",
+        [Change("if (k < end_depth && at < end) {", "if (k <= end_depth && at < end) {")],
         "rows", "outside of memory"),
 }  # fmt: skip
 

@@ -61,9 +61,12 @@ class ReplayBuffer:
             ValueError: a number is out of range, or the rows do not fit in the device's free memory.
         """
         self.capacity = capacity = as_int("capacity", capacity, 1)
-        self.observation_dim = observation_dim = as_int("observation_dim", observation_dim, 1, _LARGEST_DIM)
-        self.action_dim = action_dim = as_int("action_dim", action_dim, 1, _LARGEST_DIM)
+        self.observation_dim = observation_dim = as_int("observation_dim", observation_dim, 1)
+        self.action_dim = action_dim = as_int("action_dim", action_dim, 1)
         seed = as_int("seed", seed, 0)
+        for name, size in (("observation_dim", observation_dim), ("action_dim", action_dim)):
+            if size > _LARGEST_DIM:
+                raise ValueError(f"{name}: expected an int <= {_LARGEST_DIM}, got {size}")
         self.device = with_index(device)
         self._widths = collect.row_widths(observation_dim, action_dim)  # of the fields
         self._tails = ((observation_dim,), (action_dim,), (), (observation_dim,), ())  # of the fields' shapes

@@ -48,6 +48,9 @@ def rescale(action: Any, rows: int, action_range: _Array, limit: float) -> tuple
     `action_range`, float64 [4, A]: native = scale * action + offset, clipped to [low, high].
     """
 
+def row_widths(observation_dim: int, action_dim: int) -> tuple[int, int, int, int, int]:
+    """Return how many columns each field of a row of the replay buffer has: x, a, reward, x', terminated."""
+
 def write_rows(
     ring: _Array,
     position: int,

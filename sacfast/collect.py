@@ -3,10 +3,10 @@
 from sacfast._install import advice
 
 try:
-    from sacfast._collect import Actor, flatten, rescale, uneventful, write_rows
+    from sacfast._collect import Actor, flatten, rescale, row_widths, uneventful, write_rows
 except ImportError as error:
     raise ImportError(
         f"sacfast: the native module _collect is not built for this Python ({error}); {advice('_collect')}"
     ) from error
 
-__all__ = ["Actor", "flatten", "rescale", "uneventful", "write_rows"]
+__all__ = ["Actor", "flatten", "rescale", "row_widths", "uneventful", "write_rows"]

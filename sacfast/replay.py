@@ -24,6 +24,10 @@ _STATE = ("rows", "position", "capacity", "generator")
 _Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 
+_LARGEST_DIM = 2**62
+"""What the native layout of a row counts with: far beyond any memory."""
+
+
 class ReplayBuffer:
     """The last `capacity` transitions, sampled uniformly with replacement.
 
@@ -60,8 +64,11 @@ class ReplayBuffer:
         self.observation_dim = observation_dim = as_int("observation_dim", observation_dim, 1)
         self.action_dim = action_dim = as_int("action_dim", action_dim, 1)
         seed = as_int("seed", seed, 0)
+        for name, size in (("observation_dim", observation_dim), ("action_dim", action_dim)):
+            if size > _LARGEST_DIM:
+                raise ValueError(f"{name}: expected an int <= {_LARGEST_DIM}, got {size}")
         self.device = with_index(device)
-        self._widths = (observation_dim, action_dim, 1, observation_dim, 1)  # of the columns of a row
+        self._widths = collect.row_widths(observation_dim, action_dim)  # of the fields
         self._tails = ((observation_dim,), (action_dim,), (), (observation_dim,), ())  # of the fields' shapes
         width = sum(self._widths)
         check_fits(f"capacity: {capacity} transitions of {width} float32", capacity * width * 4, self.device)

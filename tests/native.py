@@ -19,7 +19,7 @@ from sacfast import _ext
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
-ENGINE = ("csrc/update/engine_cpu.cpp", "csrc/core/thread_team.cpp", "csrc/core/cpu_level.cpp")
+ENGINE = ("csrc/update/cpu/engine.cpp", "csrc/core/thread_team.cpp", "csrc/core/cpu_level.cpp")
 CUDA_RUNTIME = tuple(f"tests/csrc/cuda_runtime/{name}.cpp" for name in ("operations", "streams", "graphs"))
 # What each test is compiled with, beside its own file in tests/csrc/.
 SOURCES = {

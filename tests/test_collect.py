@@ -307,6 +307,11 @@ def make_transitions(rows: int) -> dict[str, np.ndarray]:
     }
 
 
+def test_the_fields_of_a_row_have_their_widths() -> None:
+    assert collect.row_widths(17, 6) == (17, 6, 1, 17, 1)
+    assert sum(collect.row_widths(2, 3)) == WIDTH
+
+
 @pytest.mark.parametrize("rows", [0, 1, 4, CAPACITY])
 @pytest.mark.parametrize("position", range(CAPACITY))
 def test_rows_go_around_the_ring(rows: int, position: int) -> None:

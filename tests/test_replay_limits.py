@@ -52,6 +52,10 @@ def test_a_replay_buffer_that_cannot_fit_is_refused() -> None:
         ValueError, match=r"capacity: 1000000000000 transitions of 13 float32 need 52000\.00 GB, but cpu"
     ):
         ReplayBuffer(10**12, O, A)
+    with pytest.raises(ValueError, match=r"observation_dim: expected an int <= 4611686018427387904, got 9"):
+        ReplayBuffer(1, 2**63, A)
+    with pytest.raises(ValueError, match=r"capacity: 1 transitions of .* float32 need"):
+        ReplayBuffer(1, O, 2**61)
 
 
 def test_threads_may_share_a_replay_buffer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "../core/row.h"
 #include "act.h"
 #include "rows.h"
 
@@ -141,6 +142,11 @@ py::object rescale_action(py::handle action, py::ssize_t rows, py::handle range,
 
 // ---- Replay -----------------------------------------------------------------------------------------------------
 
+py::tuple row_widths(py::ssize_t observation_dim, py::ssize_t action_dim) {
+  const RowLayout layout{observation_dim, action_dim};
+  return py::tuple(py::cast(layout.widths()));
+}
+
 py::ssize_t write_rows(py::handle ring, py::ssize_t position, py::handle observation, py::handle action,
                        py::handle reward, py::handle next_observation, py::handle terminated, float action_limit) {
   const Dense<float> all = Dense<float>::writable(ring);
@@ -149,19 +155,20 @@ py::ssize_t write_rows(py::handle ring, py::ssize_t position, py::handle observa
   if (!all || all.dims != 2 || !before || before.dims != 2 || !chosen || chosen.dims != 2) return -1;
   const py::ssize_t rows = before.shape[0], observed = before.shape[1], actions = chosen.shape[1];
   const py::ssize_t capacity = all.shape[0], width = all.shape[1];
+  const RowLayout layout{observed, actions};
   if (!chosen.is(rows, actions) || !rewards.is(rows) || !after.is(rows, observed) || !ends.is(rows)) return -1;
-  if (2 * observed + actions + 2 != width || rows > capacity || position < 0 || position >= capacity) return -1;
+  if (layout.width() != width || rows > capacity || position < 0 || position >= capacity) return -1;
   if (before.overlaps(all) || chosen.overlaps(all) || rewards.overlaps(all) || after.overlaps(all)) return -1;
   if (ends.overlaps(all)) return -1;
   if (!all_finite(before.data, before.size()) || !all_within(chosen.data, chosen.size(), action_limit)) return -1;
   if (!all_finite(rewards.data, rows) || !all_finite(after.data, after.size())) return -1;
   for (py::ssize_t row = 0; row < rows; ++row) {
     float* target = all.data + (position + row) % capacity * width;
-    target = std::copy_n(before.data + row * observed, observed, target);
-    target = std::copy_n(chosen.data + row * actions, actions, target);
-    *target++ = rewards.data[row];
-    target = std::copy_n(after.data + row * observed, observed, target);
-    *target = ends.data[row] ? 1.0f : 0.0f;
+    std::copy_n(before.data + row * observed, observed, target);
+    std::copy_n(chosen.data + row * actions, actions, target + layout.action());
+    target[layout.reward()] = rewards.data[row];
+    std::copy_n(after.data + row * observed, observed, target + layout.next_observation());
+    target[layout.terminated()] = ends.data[row] ? 1.0f : 0.0f;
   }
   return rows;
 }
@@ -258,6 +265,7 @@ PYBIND11_MODULE(_collect, m) {
   m.def("uneventful", uneventful, py::arg("observation"), py::arg("reward"), py::arg("terminated"),
         py::arg("truncated"), py::arg("env_id"), py::arg("starting"), py::arg("returns"), py::arg("lengths"));
   m.def("rescale", rescale_action, py::arg("action"), py::arg("rows"), py::arg("action_range"), py::arg("limit"));
+  m.def("row_widths", row_widths, py::arg("observation_dim"), py::arg("action_dim"));
   m.def("write_rows", write_rows, py::arg("ring"), py::arg("position"), py::arg("observation"), py::arg("action"),
         py::arg("reward"), py::arg("next_observation"), py::arg("terminated"), py::arg("action_limit"));
   py::class_<Actor>(m, "Actor")

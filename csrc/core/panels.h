@@ -37,19 +37,20 @@ constexpr std::int64_t kStaysInCache = 512 << 10;
 template <class T>
 constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
 
-// Whether the products call memory into the caches before they need it. Measured: on Intel's Cascade Lake with AVX-512,
+// Whether the products prefetch memory into the caches. Measured: on Intel's Cascade Lake with AVX-512,
 // whose large panels seldom stay in the first-level cache, an update gains 2 to 4 %; on AMD's Zen 3 with AVX2 these
-// instructions cost products a tenth of their speed, and its own prefetching does better the longer the runs are.
-constexpr bool kCallsAhead = kVectorBytes == 64;
+// instructions cost products a tenth of their speed, because its hardware prefetches long runs well by itself.
+constexpr bool kPrefetches = kVectorBytes == 64;
 
-// How far ahead of the product its right-hand panel is called into the first-level cache.
+// How many rows ahead of the product its right-hand panel is prefetched into the first-level cache.
 constexpr std::int64_t kRowsAhead = 16;
 
-// Steps of a product's inner loop that are written out. Four gain a few percent on Zen 3; with AVX-512 they have not
+// How many steps of a product's inner loop are unrolled. Four gain a few percent on Zen 3; with AVX-512 they have not
 // been measured.
 constexpr int kStepsUnrolled = kVectorBytes == 64 ? 2 : 4;
 
-// So many rows of a panel stay in a first-level cache (16 KiB) beside what passes by.
+// The number of rows of a panel that fill 16 KiB: they stay in the first-level cache while other memory passes through
+// it.
 template <class T>
 constexpr std::int64_t kDepthBlock = (16 << 10) / (kPanel<T> * static_cast<std::int64_t>(sizeof(T)));
 
@@ -96,7 +97,7 @@ struct Tile {
 
   // Adds sum over k < count of left(row, k) * right[k, :]. Left is read along its rows, or, transposed, down its
   // columns: element (row, k) is left[row * kPanel + k], or left[k * kPanel + row].
-  // With kAhead, a line a step from `ahead` on is called into the second-level cache.
+  // With kAhead, each step prefetches the next cache line from `ahead` on into the second-level cache.
   template <bool kTransposed, bool kAhead = false>
   SACFAST_HD void add(const T* left, const T* right, std::int64_t count, const T* ahead = nullptr) {
     constexpr std::int64_t panel = kPanel<T>, lanes = kLanes<T>;
@@ -113,7 +114,7 @@ struct Tile {
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) columns[v] = load<V>(right + v * lanes);
       if constexpr (kAhead) __builtin_prefetch(ahead + k * kLine<T>, 0, 2);
-      if constexpr (!kTransposed && kCallsAhead) {
+      if constexpr (!kTransposed && kPrefetches) {
         for (int v = 0; v < kVectors; ++v) __builtin_prefetch(right + kRowsAhead * panel + v * lanes);
       }
 #pragma GCC unroll 16
@@ -198,9 +199,9 @@ __attribute__((noinline)) void multiply_tiles(Panels<const T> left, std::int64_t
 template <bool kBiased, class T, class Finish>
 void multiply_rows(Panels<const T> left, std::int64_t rows, std::int64_t depth, Panels<const T> right,
                    std::int64_t cols, const Finish& finish) {
-  // In the first-level cache stays a panel of `right`, while all rows pass by. Where it does not fit, a tile's rows
-  // stay there, while all of `right` passes by, from the second-level cache; and if it does not fit there either, it
-  // passes by once for all rows.
+  // Three orders of work. A panel of `right` that fits in the first-level cache stays there for all rows of `left`.
+  // Where it does not fit, the rows of one tile stay there, and all of `right` is read for them from the second-level
+  // cache. Where `right` does not fit in that cache either, each of its panels is read once for all rows.
   const bool panel_stays = depth <= kDepthBlock<T>;
   const bool all_stays = panel_elements<T>(depth, cols) * static_cast<std::int64_t>(sizeof(T)) <= kStaysInCache;
   for_each_piece(0, rows, panel_stays || !all_stays ? rows : kTileRows<T>, [&](std::int64_t first, std::int64_t count) {
@@ -226,10 +227,9 @@ void multiply_rows(Panels<const T> left, std::int64_t rows, std::int64_t depth, 
   });
 }
 
-// While multiply_columns works, it calls in what will be needed once the sums are there: a list of pieces of memory,
-// each as large as the sums of two panels. Where memory is called ahead, a line a step of the product. Elsewhere a
-// piece a tile, to be written: lines that other cores have read are taken from them before the writing would wait for
-// it.
+// While multiply_columns works, it prefetches the memory that its `finish` will need: a list of pieces, each as large
+// as the sums of two panels. With kPrefetches, each step of the product prefetches one cache line. Otherwise each tile
+// prefetches one piece in order to write it: other cores that have read its lines give them up before `finish` writes.
 template <class T>
 constexpr std::int64_t kSquareLines = kPanel<T> * kPanel<T> < kLine<T> ? 1 : kPanel<T> * kPanel<T> / kLine<T>;
 template <class T>
@@ -245,12 +245,12 @@ struct Pieces {
 template <class T, int kRows, int kVectors>
 __attribute__((noinline)) void multiply_transposed_tile(const T* left, const T* right, std::int64_t depth,
                                                         bool at_first, T* sums, Pieces<T>& pieces) {
-  if (!at_first) {  // from far away, while the product is made
+  if (!at_first) {  // the earlier sums arrive from a slower cache while the product is made
     for (int r = 0; r < kRows; ++r) {
       for (int v = 0; v < kVectors; ++v) __builtin_prefetch(sums + r * kPanel<T> + v * kLanes<T>);
     }
   }
-  if (!kCallsAhead) {
+  if (!kPrefetches) {
     if (const T* piece = pieces.take()) {
       for (std::int64_t line = 0; line < kSquareLines<T>; ++line) __builtin_prefetch(piece + line * kLine<T>, 1, 2);
     }
@@ -258,7 +258,7 @@ __attribute__((noinline)) void multiply_transposed_tile(const T* left, const T* 
   Tile<T, kRows, kVectors> tile;
   tile.fill(nullptr);
   for (std::int64_t k = 0; k < depth;) {
-    const T* piece = kCallsAhead ? pieces.take() : nullptr;
+    const T* piece = kPrefetches ? pieces.take() : nullptr;
     if (piece == nullptr) {
       tile.template add<true>(left + k * kPanel<T>, right + k * kPanel<T>, depth - k);
       break;
@@ -282,10 +282,12 @@ constexpr std::int64_t kMostTogether = 8, kMostSquares = kMostTogether * kMostTo
 
 // For every column i < count of `left` [depth, count] and the first `together` panels of `right` [depth, cols]: calls
 // finish(first, columns, panel, sums) with sums [columns, kPanel] of left[row, i] * right[row, :], i from `first`. Sums
-// of vectors without columns are not set. It works on many panels of `left` at a time, so that finish has long runs;
-// or, where memory is called ahead, on as many as of `right`, so that it stays until finish needs it. For their columns
-// [first, end), pieces_of(first, end) is called in while their last rows are multiplied. `scratch` holds
-// [kMostSquares, kPanel, kPanel].
+// of vectors without columns are not set.
+//
+// It works on many panels of `left` at a time, so that finish has long runs. With kPrefetches it works on only as many
+// as of `right`, so that what it prefetches is still in the cache when finish needs it. pieces_of(first, end) lists the
+// memory that finish needs for columns [first, end); it is prefetched while their last rows are multiplied. `scratch`
+// holds [kMostSquares, kPanel, kPanel].
 template <class T, class Finish, class PiecesOf>
 void multiply_columns(Panels<const T> left, std::int64_t count, std::int64_t depth, Panels<const T> right,
                       std::int64_t cols, std::int64_t together, T* scratch, const Finish& finish,
@@ -293,16 +295,17 @@ void multiply_columns(Panels<const T> left, std::int64_t count, std::int64_t dep
   const auto in_steps = [](std::int64_t begin, std::int64_t end, std::int64_t step, const auto& body) {
     for (; begin < end; begin += step) body(begin, end - begin < step ? end - begin : step);
   };
-  const std::int64_t at_once = (kCallsAhead ? together : kMostSquares / together) * kPanel<T>;
+  const std::int64_t at_once = (kPrefetches ? together : kMostSquares / together) * kPanel<T>;
   in_steps(0, count, at_once, [&](std::int64_t begin, std::int64_t columns) {
     const auto sums = [=](std::int64_t first, std::int64_t panel) {
       return scratch + (panel * at_once + first - begin) * kPanel<T>;
     };
     Pieces<T> pieces{};
     bool has_pieces = false;
-    // So many rows of both operands stay in the first-level cache.
+    // Blocks of rows: the part of both operands in one block stays in the first-level cache.
     for_each_piece(0, depth, kDepthBlock<T>, [&](std::int64_t row, std::int64_t rows) {
-      // Two blocks of rows are enough for all pieces, and so few that the first is still there when it is needed.
+      // The last two blocks have enough steps to prefetch all pieces; earlier, a piece might leave the cache before
+      // use.
       if (!has_pieces && depth - row <= 2 * kDepthBlock<T>) {
         pieces = pieces_of(begin, begin + columns);
         has_pieces = true;

@@ -1,4 +1,4 @@
-// How an update advances what is not a network's: the temperature, the counts, the streams of noise. Host and device.
+// How an update advances the state outside the networks: temperature, counts, streams of noise. Host and device.
 #pragma once
 
 #include "../core/adam.h"

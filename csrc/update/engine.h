@@ -60,7 +60,7 @@ constexpr std::int64_t kUnknownCapacity = std::numeric_limits<std::int64_t>::max
 // The work of one call.
 template <class T>
 struct UpdateWork {
-  const float* rows = nullptr;          // of the replay buffer [capacity, 2 O + A + 2]: x | a | r | x' | terminated
+  const float* rows = nullptr;          // of the replay buffer [capacity, width]: core/row.h
   const std::int64_t* index = nullptr;  // [steps, B]: the rows that each minibatch takes
   std::int64_t steps = 0;
   const T* next_noise = nullptr;  // [B, A] of x', for tests; null: drawn. Every step takes the same.

@@ -11,6 +11,7 @@
 #include <string>
 #include <utility>
 
+#include "../core/row.h"
 #include "engine.h"
 
 namespace py = pybind11;
@@ -163,7 +164,7 @@ class Engine {
                   Array<double> metrics, const std::optional<Array<T>>& next_noise,
                   const std::optional<Array<T>>& noise) {
     UpdateWork<T> work;
-    const std::int64_t width = 2 * settings_.observation_dim + settings_.action_dim + 2;
+    const std::int64_t width = RowLayout{settings_.observation_dim, settings_.action_dim}.width();
     work.rows = checked("rows", rows, {rows.ndim() == 2 ? rows.shape(0) : 0, static_cast<py::ssize_t>(width)});
     work.index = checked("index", index,
                          {index.ndim() == 2 ? index.shape(0) : 0, static_cast<py::ssize_t>(settings_.batch_size)});

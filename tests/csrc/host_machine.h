@@ -5,7 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "update/gpu_worker.h"
+#include "update/gpu/steps.h"
 
 namespace sacfast::SACFAST_ISA {
 

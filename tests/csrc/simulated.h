@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "host_machine.h"
-#include "update/gpu_engine.h"
+#include "update/gpu/engine.h"
 #include "update_cases.h"
 
 namespace sacfast::SACFAST_ISA {

@@ -12,6 +12,7 @@
 #include <limits>
 #include <vector>
 
+#include "core/losses.h"
 #include "core/math.h"
 #include "core/philox.h"
 #include "core/simd.h"
@@ -526,6 +527,31 @@ void check_tiles() {
   for_each_tile(0, 0, 5, [](auto...) { EXPECT(!"no rows, no tiles"); });
 }
 
+// A minibatch of four; all numbers are sums of powers of two, so every result is exact.
+template <class T>
+void check_losses() {
+  const SoftTarget<T> target{T(0.5), T(0.25)};
+  EXPECT(target(T(1), T(0), T(3), T(2), T(-4)) == T(2));
+  EXPECT(target(T(1), T(1), T(3), T(2), T(-4)) == T(1));
+  EXPECT(target(T(1), T(0), T(8)) == T(3));
+
+  const auto error = SquaredError<T>::of(critic_loss_weight(false), 4);
+  EXPECT(error(T(5), T(2)) == T(1.5));
+  EXPECT(SquaredError<T>::of(kValueLossWeight, 4)(T(5), T(2)) == T(0.75));
+
+  const auto mean = [](double sum) { return sum / 4; };
+  CriticSums critics;
+  critics.add(1, 2, 3);
+  critics.add(3, 3, 1);
+  const CriticLosses losses = critics.losses(critic_loss_weight(true), mean);
+  EXPECT(losses.loss == 0.5 * 13 / 4 && losses.q_mean == 0.5 * 9 / 4 && losses.target_mean == 1);
+  PolicySums policy;
+  policy.add(2, -1);
+  policy.add_value(5, 2);
+  const PolicyLosses of_policy = policy.losses(mean);
+  EXPECT(of_policy.actor_loss == -0.5 && of_policy.log_prob_mean == -0.25 && of_policy.value_loss == 9.0 / 8);
+}
+
 int run(std::int64_t thin) {
   std::printf("vectors of %d floats\n", kFloats);
   check_exponential(thin);
@@ -538,6 +564,8 @@ int run(std::int64_t thin) {
   check_squash(thin);
   check_special_values();
   check_larger();
+  check_losses<float>();
+  check_losses<double>();
   check_philox_known_answers();
   check_philox_vector_equals_scalar();
   check_normals();

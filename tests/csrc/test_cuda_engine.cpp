@@ -1,4 +1,4 @@
-// The engine's host side on a GPU (csrc/update/{cuda_machine,gpu_engine}.h), driven on a stand-in for the CUDA runtime:
+// The engine's host side on a GPU (csrc/update/gpu/{cuda_machine,engine}.h), driven on a stand-in for the CUDA runtime:
 // order between streams, graphs, memory, and calls that the GPU refuses. Its kernels run on the host.
 //
 // Compiled with tests/csrc/cuda_runtime/*.cpp and the headers of a CUDA toolkit.
@@ -15,8 +15,8 @@
 #include "cuda_runtime/runtime.h"
 #include "expect.h"
 #include "host_machine.h"
-#include "update/cuda_machine.h"
-#include "update/gpu_engine.h"
+#include "update/gpu/cuda_machine.h"
+#include "update/gpu/engine.h"
 #include "update_cases.h"
 
 namespace sacfast::SACFAST_ISA {

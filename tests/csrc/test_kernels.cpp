@@ -1,8 +1,8 @@
-// The GPU's kernels and their engine (csrc/update/{kernels,gpu_state,gpu_worker,gpu_engine}.h), run on the host and
+// The GPU's kernels and their engine (csrc/update/gpu), run on the host and
 // compared with the CPU engine: the same updates, the same faults, several learners side by side, and no dependence on
 // the order of blocks and threads.
 //
-// Compiled with csrc/update/engine_cpu.cpp, csrc/core/thread_team.cpp and csrc/core/cpu_level.cpp.
+// Compiled with csrc/update/cpu/engine.cpp, csrc/core/thread_team.cpp and csrc/core/cpu_level.cpp.
 //
 // Exits with 1 if a check fails.
 #include <algorithm>
@@ -12,6 +12,7 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -19,6 +20,19 @@
 
 namespace sacfast::SACFAST_ISA {
 namespace {
+
+// A kernel that forgets whose memory it works on does not compile: a pointer of a learner is no pointer by itself.
+template <class P, class = void>
+constexpr bool kIsRead = false;
+template <class P>
+constexpr bool kIsRead<P, std::void_t<decltype(*std::declval<P>())>> = true;
+template <class P, class = void>
+constexpr bool kIsIndexed = false;
+template <class P>
+constexpr bool kIsIndexed<P, std::void_t<decltype(std::declval<P>()[0])>> = true;
+static_assert(kIsRead<float*> && !kIsRead<OfLearner<float>>);
+static_assert(kIsIndexed<float*> && !kIsIndexed<OfLearner<float>>);
+static_assert(!std::is_convertible_v<OfLearner<float>, float*> && !std::is_convertible_v<OfLearner<float>, bool>);
 
 // The largest difference, as a share of the larger of one and the value; infinite where it is not a number.
 double difference(const std::vector<double>& a, const std::vector<double>& b) {

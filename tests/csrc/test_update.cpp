@@ -1,7 +1,7 @@
 // csrc/core/thread_team.h and the update engine, without Python: whole jobs, equal bits for any number of threads,
 // nothing changed by an update that fails, and no allocation while updates run.
 //
-// Compiled with csrc/update/engine_cpu.cpp, csrc/core/thread_team.cpp and csrc/core/cpu_level.cpp. Whether an update
+// Compiled with csrc/update/cpu/engine.cpp, csrc/core/thread_team.cpp and csrc/core/cpu_level.cpp. Whether an update
 // computes the right numbers is tested against the reference learner, in tests/test_fused.py.
 //
 // Exits with 1 if a check fails.

@@ -1,6 +1,6 @@
 // A block's products on tensor cores, each as a kernel of its own: tests/test_native.py looks at what nvcc makes of
 // them.
-#include "update/tile_product.h"
+#include "update/gpu/tile_product.h"
 
 namespace sacfast::SACFAST_ISA {
 namespace {

@@ -116,7 +116,7 @@ def objects(pool: ThreadPoolExecutor) -> list[Path]:
     all_headers = [*own, *headers(CSRC)]
     jobs = [
         pool.submit(compiled, source, *CASES, depends_on=all_headers)
-        for source in (*(HERE / f"{name}.cpp" for name in WITH_CSRC), CSRC / "update" / "engine_cpu.cpp",
+        for source in (*(HERE / f"{name}.cpp" for name in WITH_CSRC), CSRC / "update" / "cpu" / "engine.cpp",
                        *sorted((CSRC / "ops").glob("*/*_cpu.cpp")), CSRC / "core" / "thread_team.cpp")
     ]  # fmt: skip
     for source in sorted(HERE.glob("*.cpp")):

@@ -38,18 +38,19 @@ ASK_CRITICS = "    critics_forward(Lane::kMain, now_ ^ 1, s_.current);\n"
 # Of the sources: what is changed in a file, the case that must fail, and what it must say.
 SOURCES = {
     "the critics do not wait for their minibatch": (
-        "update/gpu_worker.h", [Change(FORK, ""), Change(GATHER, FORK + GATHER)], "small", "race between launches"),
+        "update/gpu/steps.h", [Change(FORK, ""), Change(GATHER, FORK + GATHER)], "small", "race between launches"),
     "the critics' lane is not part of the graph": (
-        "update/gpu_worker.h", [Change(FORK, "")], "small", "cudaStreamWaitEvent"),
+        "update/gpu/steps.h", [Change(FORK, "")], "small", "cudaStreamWaitEvent"),
     "the actor's lane is not joined": (
-        "update/gpu_worker.h", [Change(JOIN, "")], "small", "lane not joined"),
+        "update/gpu/steps.h", [Change(JOIN, "")], "small", "lane not joined"),
     "the critics are asked before the action is there": (
-        "update/gpu_worker.h", [Change(JOIN + ASK_CRITICS, ASK_CRITICS + JOIN)], "small", "race between launches"),
+        "update/gpu/steps.h", [Change(JOIN + ASK_CRITICS, ASK_CRITICS + JOIN)], "small", "race between launches"),
     "one row too many is written": (
-        "update/kernels.h", [Change("if (row >= item.rows || col", "if (row > item.rows || col")],
+        "update/gpu/kernels/product.h", [Change("if (row >= item.rows || col", "if (row > item.rows || col")],
         "rows", "outside of memory"),
     "one element too many is read": (
-        "update/kernels.h", [Change("if (k < end_depth && at < end) {", "if (k <= end_depth && at < end) {")],
+        "update/gpu/kernels/product.h",
+        [Change("if (k < end_depth && at < end) {", "if (k <= end_depth && at < end) {")],
         "rows", "outside of memory"),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-// The engine of csrc/update/engine_cuda.cu as it is, with its streams, events and graphs, in the interpreter: the
+// The engine of csrc/update/gpu/engine_cuda.cu as it is, with its streams, events and graphs, in the interpreter: the
 // updates of the CPU engine, the same faults, several learners side by side.
 //
 // tests/csrc/test_kernels.cpp asks the same of the kernels' C++ on the host. Here the compiler's work is tested too,
@@ -9,7 +9,7 @@
 
 #include "../csrc/update_cases.h"
 #include "cases.h"
-#include "update/gpu_state.h"
+#include "update/gpu/memory.h"
 
 namespace sacfast::SACFAST_ISA {
 namespace {

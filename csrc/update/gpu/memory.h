@@ -3,8 +3,8 @@
 
 #include <vector>
 
-#include "../core/sizes.h"
-#include "kernels.h"
+#include "../../core/sizes.h"
+#include "kernels/body.h"
 
 namespace sacfast::SACFAST_ISA {
 

@@ -4,7 +4,7 @@
 #include <memory>
 
 #include "cuda_machine.h"
-#include "gpu_engine.h"
+#include "engine.h"
 
 namespace sacfast {
 namespace SACFAST_ISA {

@@ -1,4 +1,4 @@
-// The Machine of gpu_engine.h on a GPU: lanes are streams, and an update is recorded once as a CUDA graph.
+// The Machine of engine.h on a GPU: lanes are streams, and an update is recorded once as a CUDA graph.
 //
 // Only the host's side of CUDA: `Launch`, a template parameter, starts the kernels. So tests/csrc/test_cuda_engine.cpp
 // runs all of this on a stand-in for the CUDA runtime.
@@ -12,7 +12,7 @@
 #include <string>
 #include <type_traits>
 
-#include "gpu_worker.h"
+#include "steps.h"
 
 namespace sacfast::SACFAST_ISA {
 

@@ -1,6 +1,6 @@
 // An update on the GPU: what each step of sac_update.h launches.
 //
-// Machine launches bodies (kernels.h) on lanes: launches of one lane run one after the other, `after` makes a lane wait
+// Machine launches bodies (kernels/) on lanes: launches of one lane run one after the other, `after` makes a lane wait
 // for another one. A step returns before its work is done, so those that ask whether all is finite say yes: when
 // something is not, the update's last kernel finds it, and nothing of the update is taken over.
 #pragma once
@@ -8,7 +8,14 @@
 #include <initializer_list>
 #include <type_traits>
 
-#include "gpu_state.h"
+#include "kernels/call.h"
+#include "kernels/descent.h"
+#include "kernels/finish.h"
+#include "kernels/gather.h"
+#include "kernels/heads.h"
+#include "kernels/policy.h"
+#include "kernels/product.h"
+#include "memory.h"
 
 namespace sacfast::SACFAST_ISA {
 
@@ -17,10 +24,10 @@ enum class Lane : int { kMain, kCritics, kActor };
 constexpr int kLanesOfWork = 3;
 
 template <class T, class Machine>
-class GpuWorker {
+class GpuSteps {
  public:
   // Reads buffer `now` of each pair, writes the other.
-  GpuWorker(const GpuState<T>& state, Machine& machine, int learners, int now)
+  GpuSteps(const GpuState<T>& state, Machine& machine, int learners, int now)
       : s_(state), settings_(state.settings), machine_(machine), learners_(learners), now_(now) {}
 
   // ---- 0 and 1 --------------------------------------------------------------------------------------------------
@@ -46,7 +53,7 @@ class GpuWorker {
     body.beta2 = settings_.adam_beta2;
     body.eps = settings_.adam_eps;
     body.target_update_interval = settings_.target_update_interval;
-    launch(Lane::kMain, body, Gather<T>::blocks(s_.batch, 2 * s_.observations + s_.actions + 2));
+    launch(Lane::kMain, body, Gather<T>::blocks(s_.batch, RowLayout{s_.observations, s_.actions}.width()));
     // From here on the lanes are independent, until one is told to wait.
     machine_.after(Lane::kCritics, Lane::kMain);
     machine_.after(Lane::kActor, Lane::kMain);

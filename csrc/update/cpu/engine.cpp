@@ -3,10 +3,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <deque>
+#include <memory>
 #include <stdexcept>
 
-#include "sac_update.h"
-#include "worker.h"
+#include "../sac_update.h"
+#include "steps.h"
 
 namespace sacfast::SACFAST_ISA {
 namespace {
@@ -26,8 +28,8 @@ class CpuEngine final : public UpdateEngine<T> {
 
   static EngineBytes<T> bytes(const UpdateSettings& settings, int threads) {
     const UpdateState<T> counted(settings, false);
-    const std::int64_t workers = product_of_sizes(Worker<T>::bytes(), threads);
-    return {sum_of_sizes(counted.bytes(), sum_of_sizes(Job<T>::bytes(counted, threads), workers)),
+    const std::int64_t steps = product_of_sizes(CpuSteps<T>::bytes(), threads);
+    return {sum_of_sizes(counted.bytes(), sum_of_sizes(Job<T>::bytes(counted, threads), steps)),
             product_of_sizes(counted.network(Network::kActor).shape.parameters, sizeof(T))};
   }
 
@@ -37,7 +39,8 @@ class CpuEngine final : public UpdateEngine<T> {
     use_threads(work.threads);
     state_.keep();
     UpdateOutcome outcome = run(work);
-    if (!outcome.fault.empty()) {  // in an update that may have changed parameters: all again, but for that one
+    if (!outcome.fault
+             .empty()) {  // memory.h: back to the state before the call, then the updates before the failed one
       state_.go_back();
       UpdateWork<T> good = work;
       good.steps = outcome.updates;
@@ -72,13 +75,13 @@ class CpuEngine final : public UpdateEngine<T> {
     std::vector<PhaseTime> times;
     for (int phase = 0; phase < kPhases; ++phase) {
       times.push_back({kPhaseNames[phase], 0, 0});
-      for (Worker<T>& worker : workers_) {
-        times.back().seconds += worker.seconds[phase];
-        times.back().flop += worker.flop[phase];
+      for (CpuSteps<T>& steps : steps_) {
+        times.back().seconds += steps.profile().seconds(phase);
+        times.back().flop += steps.profile().flop(phase);
       }
     }
     profiling_ = true;
-    for (Worker<T>& worker : workers_) worker.profiling = true;
+    for (CpuSteps<T>& steps : steps_) steps.profile().is_on = true;
     return times;
   }
 
@@ -105,9 +108,9 @@ class CpuEngine final : public UpdateEngine<T> {
     std::copy(work.metrics, work.metrics + kMetrics, outcome.metrics);
     job_->begin(work, outcome);
     team_->run([this, &work](int thread) {
-      Worker<T>& worker = workers_[static_cast<std::size_t>(thread)];
+      CpuSteps<T>& steps = steps_[static_cast<std::size_t>(thread)];
       for (std::int64_t step = 0; step < work.steps; ++step) {
-        if (!sac_update(worker, state_.settings)) break;
+        if (!sac_update(steps, state_.settings)) break;
       }
     });
     return outcome;
@@ -115,21 +118,21 @@ class CpuEngine final : public UpdateEngine<T> {
 
   void use_threads(int threads) {
     if (job_ != nullptr && job_->threads == threads) return;
-    // All of it is there, or an exception leaves what was there before.
+    // An exception leaves the threads that there were before.
     auto job = std::make_unique<Job<T>>(state_, threads);
-    std::vector<Worker<T>> workers;
+    std::deque<CpuSteps<T>> steps;
     for (int thread = 0; thread < threads; ++thread) {
-      workers.emplace_back(*job, thread);
-      workers.back().profiling = profiling_;
+      steps.emplace_back(*job, thread);
+      steps.back().profile().is_on = profiling_;
     }
     team_.reset(new ThreadTeam(threads));
     job_ = std::move(job);
-    workers_ = std::move(workers);
+    steps_ = std::move(steps);
   }
 
   UpdateState<T> state_;
   std::unique_ptr<Job<T>> job_;
-  std::vector<Worker<T>> workers_;
+  std::deque<CpuSteps<T>> steps_;  // of each thread; the parts of one refer to each other, so it must not move
   std::unique_ptr<ThreadTeam, DeleteInOwnProcess> team_;
   const pid_t process_ = getpid();
   mutable std::atomic<bool> busy_{false};

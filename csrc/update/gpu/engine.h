@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "gpu_worker.h"
-#include "sac_update.h"
+#include "steps.h"
+#include "../sac_update.h"
 
 namespace sacfast::SACFAST_ISA {
 
@@ -140,18 +140,19 @@ class GpuEngine final : public QueuedEngine<T> {
 
   // Of the selected learner.
   T* at(Network network, Part part) const {
-    return Shift{selected_ * state_.bytes()}(state_.network(network).parts[static_cast<int>(part)][now_]);
+    const OfLearner<T> of_first = state_.network(network).parts[static_cast<int>(part)][now_];
+    return Shift{selected_ * state_.bytes()}(of_first);
   }
 
   GpuScalars<T>* scalars_of(std::size_t learner) const {
-    return Shift{static_cast<std::int64_t>(learner) * state_.bytes()}(state_.scalars);
+    return Shift{static_cast<std::int64_t>(learner) * state_.bytes()}(OfLearner<GpuScalars<T>>(state_.scalars));
   }
 
   // What an update queues that reads buffer `now`.
   auto recipe(int now) {
     return [this, now] {
-      GpuWorker<T, Machine> worker(state_, machine_, learners_, now);
-      sac_update(worker, state_.settings);
+      GpuSteps<T, Machine> steps(state_, machine_, learners_, now);
+      sac_update(steps, state_.settings);
     };
   }
 

@@ -3,17 +3,17 @@
 #include <chrono>
 #include <vector>
 
-#include "../core/simd.h"
-#include "../core/thread_team.h"
-#include "engine.h"
+#include "../../core/simd.h"
+#include "../../core/thread_team.h"
+#include "../engine.h"
 
 namespace sacfast::SACFAST_ISA {
 namespace {
 
-constexpr int kChains = 12;  // more than latency times throughput of any processor, fewer than any set's registers
+constexpr int kChains = 12;  // more than latency x throughput of any processor, fewer than the registers of any set
 constexpr int kLoops = 20'000;
 
-// Returns what the chains come to, which no caller needs but every compiler must compute.
+// Returns the sum of all chains. No caller needs it, but without a result the compiler would remove the loop.
 __attribute__((noinline)) float multiply_add_many(float start) {
   const VecF factor = broadcast<VecF>(0.999f), summand = broadcast<VecF>(0.001f);
   VecF sums[kChains];
@@ -37,7 +37,7 @@ void fma_peak(int threads, double seconds, double& flop_per_second) {
   ThreadTeam team(threads);
   Barrier barrier(threads);
   team.run([&](int thread) {
-    volatile float value = multiply_add_many(1.0f);  // volatile: it is computed. This call wakes the wide units
+    volatile float value = multiply_add_many(1.0f);  // volatile: it is computed. This first call wakes the wide units
     barrier.meet([] {});
     const Clock::time_point start = Clock::now();
     double passed = 0;

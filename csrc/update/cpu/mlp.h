@@ -1,28 +1,28 @@
 // A multilayer perceptron (ReLU) on panels: where its parameters lie, forward, and backward to its inputs.
 //
-// A layer's block holds the transposed weight [inputs, outputs] in panels, each followed by its part of the bias. A
-// scalar layer (the head of a critic) is a vector instead: its weight [1, inputs] in panels, then the bias alone.
+// A layer's parameters are the transposed weight [inputs, outputs] in panels, each followed by its part of the bias. A
+// scalar layer (the head of a critic) has one output: its weight [1, inputs] in panels, then its bias.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "../core/panels.h"
-#include "../core/sizes.h"
+#include "../../core/panels.h"
+#include "../../core/sizes.h"
 
 namespace sacfast::SACFAST_ISA {
 
 struct Layer {
   std::int64_t inputs, outputs;
   bool scalar;
-  std::int64_t offset;  // of its block in the network's parameters
+  std::int64_t offset;  // where its parameters begin in the network's
 };
 
 template <class T>
 struct MlpShape {
   std::vector<Layer> layers;
-  std::int64_t elements = 0;    // of all blocks
-  std::int64_t parameters = 0;  // without the padding
+  std::int64_t elements = 0;    // of all layers, with the padding of the panels
+  std::int64_t parameters = 0;  // without it
 
   MlpShape() = default;
   MlpShape(std::int64_t inputs, const std::vector<std::int64_t>& hidden_sizes, std::int64_t outputs, bool scalar_head) {
@@ -40,7 +40,7 @@ struct MlpShape {
 
   std::size_t hidden() const { return layers.size() - 1; }
 
-  // Calls visit(index in torch's order, index in the blocks) for every parameter.
+  // Calls visit(index in torch's order, index in panels) for every parameter.
   template <class Visit>
   void for_each_parameter(const Visit& visit) const {
     std::int64_t flat = 0;
@@ -68,6 +68,12 @@ Panels<const T> weight_of(const Layer& layer, const T* parameters) {
   return {parameters + layer.offset, (layer.inputs + 1) * kPanel<T>};
 }
 
+// Columns of a matrix of `cols` columns, from panel `panel` on.
+template <class T>
+constexpr std::int64_t columns_from(std::int64_t cols, std::int64_t panel) {
+  return cols - panel * kPanel<T>;
+}
+
 template <class T>
 Panels<const T> readable(Panels<T> matrix) {
   return {matrix.data, matrix.stride};
@@ -81,7 +87,7 @@ struct Activations {
   T* scalar = nullptr;
 };
 
-// In all that follows, row 0 of a matrix is the first row of the block that is worked on.
+// In the functions below, row 0 of a matrix is the first of the `rows` rows that they work on.
 
 // A product of `rows` rows, written to `out`, through a ReLU for a hidden layer.
 template <bool kRelu, class T>
@@ -89,7 +95,7 @@ void layer_forward(const Layer& layer, const T* parameters, Panels<const T> inpu
   using V = VectorOf<T>;
   multiply_rows<true>(input, rows, layer.inputs, weight_of(layer, parameters), layer.outputs,
                       [out](std::int64_t row, std::int64_t panel, std::int64_t col, V sum) {
-                        // A NaN stays one.
+                        // larger(zero, NaN) is NaN.
                         store(out.row(panel, row) + col, kRelu ? larger(V{}, sum) : sum);
                       });
 }

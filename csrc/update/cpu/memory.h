@@ -1,20 +1,28 @@
 // The memory of an update: parameters with their optimiser state, activations and gradients, allocated once.
+//
+// A failed update leaves the state before it. A call of the engine makes several updates. Every tensor of a network has
+// two buffers. The first update of a call reads one of the two and writes the other; later updates read and write that
+// other one in place, so that only half as much memory passes through the caches. The buffer with which the call began
+// stays as it was (`keep`). Where an update fails, the engine returns to that buffer (`go_back`) and makes the updates
+// before the failed one again: they give the same bits.
 #pragma once
 
 #include <sys/mman.h>
 
 #include <array>
+#include <cstdint>
 #include <cstdlib>
 #include <new>
 #include <vector>
 
-#include "../core/sizes.h"
-#include "engine.h"
+#include "../../core/sizes.h"
+#include "../engine.h"
 #include "mlp.h"
 
 namespace sacfast::SACFAST_ISA {
 
-// Memory that is handed out piece by piece, zeroed: first a layout is run to measure it, then again to have it.
+// One block of zeroed memory that is handed out piece by piece. A layout runs twice: the first time only counts the
+// bytes, then `reserve` allocates them, and the second time hands out the memory.
 class Arena {
  public:
   template <class T>
@@ -27,23 +35,23 @@ class Arena {
 
   template <class T>
   Panels<T> take_panels(std::int64_t rows, std::int64_t cols) {
-    // Not a multiple of 4 KiB from panel to panel: a tile of rows would find all its panels in the same few sets of the
-    // first-level cache.
+    // The distance between panels must not be a multiple of 4 KiB: then the same rows of all panels would share a few
+    // sets of the first-level cache, and evict each other.
     const std::int64_t period = 4096 / (kPanel<T> * static_cast<std::int64_t>(sizeof(T)));
     const std::int64_t spread = rows / period * period + kTileRows<T> + (rows % period > kTileRows<T> ? period : 0);
     const std::int64_t padded = rows < period ? rows : spread;
     return panels(take<T>(panel_elements<T>(padded, cols)), padded);
   }
 
-  // What `reserve` would take.
+  // The bytes that `reserve` allocates.
   std::int64_t bytes() const { return sum_of_sizes(used_, kHugePage - 1) / kHugePage * kHugePage; }
 
-  // Reserves what was taken so far, and starts from the beginning.
+  // Allocates what was taken so far; the next pieces are taken from the beginning.
   void reserve() {
     const auto bytes = static_cast<std::size_t>(this->bytes());
     base_ = static_cast<char*>(std::aligned_alloc(kHugePage, bytes));
     if (base_ == nullptr) throw std::bad_alloc();
-    madvise(base_, bytes, MADV_HUGEPAGE);  // a product walks many pages; a refusal costs speed only
+    madvise(base_, bytes, MADV_HUGEPAGE);  // a product reads many pages; a refusal costs speed only
     __builtin_memset(base_, 0, bytes);
     used_ = 0;
   }
@@ -59,16 +67,14 @@ class Arena {
   std::int64_t used_ = 0;
 };
 
-// A network that is learned. The first update of a call reads one buffer of each pair and writes the other one, in
-// which those after it work in place: only half as much passes through the caches. What the call began with stays, so
-// that the updates before one that fails can be made again.
+// A network that is learned.
 template <class T>
 struct LearnedNetwork {
   MlpShape<T> shape;
-  std::array<T*, 2> parts[kParts] = {};  // by Part; each [shape.elements]; kTarget only where there is a target
+  std::array<T*, 2> parts[kParts] = {};  // two buffers of each Part, [shape.elements]; kTarget: null without a target
 
-  // For the way back: weights transposed to [outputs, inputs] of the layers that a gradient passes through, of the
-  // buffer that the next gradient needs. The first layer's are those of its inputs from `first_gradient_input` on.
+  // For the backward pass: the weights that the next gradient needs, transposed to [outputs, inputs], of the layers
+  // that a gradient passes through. The first layer has only those of its inputs from `first_gradient_input` on.
   std::vector<Panels<T>> transposed;
   std::int64_t first_gradient_input = 0;
 
@@ -81,13 +87,13 @@ struct LearnedNetwork {
   std::int64_t transposed_first(std::size_t layer) const { return layer == 0 ? first_gradient_input : 0; }
   bool is_transposed(std::size_t layer) const { return transposed[layer].data != nullptr; }
 
-  // Where the transposed weights begin of panel `panel` of `layer` and of its inputs from `input` on.
+  // Where the transposed weights of panel `panel` of `layer` begin, for its inputs from `input` on.
   const T* transposed_place(std::size_t layer, std::int64_t panel, std::int64_t input) const {
     const std::int64_t none = transposed_first(layer);
     return &transposed[layer].at(panel * kPanel<T>, input < none ? 0 : input - none);
   }
 
-  // Inputs [begin, end) of panel `panel` of `layer`, after they changed.
+  // Updates the transposed weights of inputs [begin, end) of panel `panel` of `layer` after the weights changed.
   void transpose(const T* parameters, std::size_t layer, std::int64_t panel, std::int64_t begin, std::int64_t end) {
     const Layer& of = shape.layers[layer];
     const std::int64_t none = transposed_first(layer), from = begin < none ? none : begin, col = panel * kPanel<T>;
@@ -104,25 +110,25 @@ struct UpdateState {
   UpdateCounters counters;
   std::int64_t batch, observations, actions;
   LearnedNetwork<T> networks[kNetworks];
-  int now = 0;         // which buffer of each pair counts
-  int now_target = 0;  // the same for targets, which do not move with every update
+  int now = 0;         // which of each two buffers holds the current values
+  int now_target = 0;  // the same for targets, which do not move in every update
   struct {
     int now = 0, now_target = 0;
     UpdateCounters counters;
-  } kept;  // what the call in progress began with
+  } kept;  // as the call in progress began
 
   Panels<T> stored, next, current;       // the critics' inputs [B, O + A]: (x, a), (x', a'), (x, a~)
   T *reward, *terminated;                // [B]
   T *next_log_prob, *log_prob;           // [B]
-  T *next_q1, *next_q2;                  // [B]; v1: V'(x') twice
+  T *next_q1, *next_q2;                  // [B]; v1: next_q1 is V'(x')
   T *target, *soft_value;                // [B]: y and v
   T* noise;                              // [B, A]; of a', then of a~
   T* action_gradient;                    // [B, A]
-  std::int32_t* row_list;                // [B]: each thread's rows of one critic's way back
+  std::int32_t* row_list;                // [B]: each thread's rows of one critic's backward pass
   Activations<T> next_activations;       // of the actor on x'
   Activations<T> target_activations[2];  // of the targets; the heads are next_q1 and next_q2
 
-  // With no memory of its own it only counts what it needs: see `bytes`.
+  // Without memory it only counts the bytes that it would need: see `bytes`.
   explicit UpdateState(const UpdateSettings& wanted, bool has_memory = true)
       : settings(wanted), batch(wanted.batch_size), observations(wanted.observation_dim), actions(wanted.action_dim) {
     const std::int64_t pair = observations + actions;
@@ -144,7 +150,7 @@ struct UpdateState {
   LearnedNetwork<T>& network(Network name) { return networks[static_cast<int>(name)]; }
   const LearnedNetwork<T>& network(Network name) const { return networks[static_cast<int>(name)]; }
 
-  // As it counts; and where an update leaves it.
+  // The current values, and where an update writes the new ones.
   T* part(Network name, Part part) const {
     return network(name).parts[static_cast<int>(part)][part == Part::kTarget ? now_target : now];
   }
@@ -153,14 +159,16 @@ struct UpdateState {
   }
   bool has(Network name, Part part) const { return network(name).parts[static_cast<int>(part)][0] != nullptr; }
 
+  // Begins a call: its updates leave the current buffers as they are.
   void keep() { kept = {now, now_target, counters}; }
 
-  // From here on what an update has left counts.
+  // Makes the values that an update has written the current ones.
   void commit(bool target_moved) {
     now = 1 - kept.now;
     if (target_moved) now_target = 1 - kept.now_target;
   }
 
+  // Returns to the state with which the call began.
   void go_back() {
     now = kept.now;
     now_target = kept.now_target;
@@ -168,7 +176,7 @@ struct UpdateState {
     transpose_all();
   }
 
-  // Brings the transposed weights in line with the parameters that count.
+  // Makes all transposed weights from the current parameters.
   void transpose_all() {
     for (int index = 0; index < kNetworks; ++index) {
       LearnedNetwork<T>& each = networks[index];
@@ -196,9 +204,10 @@ struct UpdateState {
     }
     for (T** matrix : {&noise, &action_gradient}) *matrix = arena_.take<T>(batch * actions);
     row_list = arena_.take<std::int32_t>(batch);
-    // What is not needed at the same time shares memory, and so the caches: what comes to a row later comes after what
-    // was there, from the same thread or behind a gate. The targets' hidden layers lie where the critics' deltas will,
-    // not their activations, which a thread may make before another has its targets.
+    // Matrices that are not needed at the same time share memory, and so stay in the caches. A row is written anew only
+    // after its last reader, by the same thread or behind a gate. The targets' hidden layers share with the critics'
+    // deltas. They cannot share with the critics' activations: a thread may write those before another one has run its
+    // targets.
     LearnedNetwork<T>&actor = network(Network::kActor), &first = network(Network::kQ1), &second = network(Network::kQ2);
     next_activations = {actor.activations.hidden, arena_.take_panels<T>(batch, 2 * actions), nullptr};
     target_activations[0] = {first.deltas, {}, next_q1};

@@ -4,8 +4,8 @@
 // right(k, col). A thread holds some of the tile's sums; `for_each` says which.
 #pragma once
 
-#include "../core/block.h"
-#include "engine.h"
+#include "../../core/block.h"
+#include "../engine.h"
 
 namespace sacfast::SACFAST_ISA {
 

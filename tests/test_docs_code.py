@@ -232,7 +232,7 @@ def test_flags_exist(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         parse(*arguments)
         raise Parsed
 
-    for module in (cli, sacfast.benchmark.command):
+    for module in (cli.train, cli.evaluate, cli.plot, cli.doctor, sacfast.benchmark.command):
         monkeypatch.setattr(module, "parse", parse_alone)
     with pytest.raises(Parsed):
         cli.main(words[words.index("sacfast") + 1 :])

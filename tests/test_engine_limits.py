@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -117,6 +118,7 @@ def test_what_an_engine_is_said_to_take_is_what_it_takes(observation_dim: int, o
     rows = torch.zeros(1, 2 * observation_dim + A + 2)
     index = torch.zeros(1, config.batch_size, dtype=torch.int64)
     actor = torch.zeros(networks.Actor(observation_dim, A, config.hidden_sizes).flat.shape)
+    gc.collect()  # what tests before this one have left would be freed in between
     before = allocated_bytes()
     engine = engines.CpuEngine(settings, torch.float32)
     engine.threads = lambda: 2  # type: ignore[method-assign]
